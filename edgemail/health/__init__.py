@@ -1,0 +1,1 @@
+"""Numbers, guards, the endpoint. Imports neither relay nor spool."""

@@ -1,0 +1,1 @@
+"""From a due message to outcomes: route, rewrite, resolve, connect, deliver."""

@@ -1,0 +1,1 @@
+"""The crash-safe store. The only importer of lmdb."""
