@@ -218,16 +218,32 @@ class Listener:
     port: int  # 0 = a free one
     profile: str  # lan, submission, submissions, legacy
     settings: Settings
+    section: str = ""  # its place in the file, for messages: "listener[1]"; "" for the one that no file names
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The `[health]` table: where the status page is served, and to whom."""
+
+    address: str = "127.0.0.1"
+    port: int = 8025  # 0 = a free one
+    token_file: str = ""  # one line, asked for as a bearer token; "" = none
+    networks: Names = ("127.0.0.0/8", "::1/128")  # clients that may ask
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A whole configuration file, checked. `transports` holds the settings of each transport that has its own."""
+    """A whole configuration file, checked. `transports` holds the settings of each transport that has its own.
+
+    `given` is what the file itself says: the key with its place ("myhostname", "listener[1].port") and its line.
+    """
 
     path: str
     settings: Settings
     listeners: tuple[Listener, ...]
     transports: Mapping[str, Settings] = field(default_factory=dict)
+    health: Health | None = None  # None: no status page
+    given: Mapping[str, int] = field(default_factory=dict)
 
     def transport(self, name: str) -> Settings:
         """The settings in force for a transport: the box's where it has none of its own."""
