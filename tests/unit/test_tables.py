@@ -29,17 +29,7 @@ def table(tmp_path: Path, text: str, kind: str = "texthash") -> Tables:
 def test_text_table(tmp_path: Path, kind: str) -> None:
     found = table(
         tmp_path,
-        "\ufeff# who goes where\n"
-        "\n"
-        "Example.COM\tsmtp:[192.168.23.56]:20025\n"
-        "oreilly.com   relay:[gateway.oreilly.com]\n"
-        "   # a comment between\n"
-        "long.example  error:no mail\n"
-        "# and one inside\n"
-        "\t accepted here\n"
-        '"john smith"@example.com  smtp:\n'
-        if kind == "none"
-        else "# who goes where\n"
+        "# who goes where\n"
         "Example.COM\tsmtp:[192.168.23.56]:20025\n"
         "oreilly.com   relay:[gateway.oreilly.com]  \n"
         "long.example  error:no mail\n"
@@ -231,8 +221,10 @@ def test_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "table:1: 'a' has no value" in warnings[0]
     assert "No such file" in warnings[1]
 
-    path.write_text("a 3\n")
-    clock.advance(1)
+    replace(path, "a 3\n")
+    for _ in range(2):  # the inode may be the one that was just freed
+        clock.advance(1)
+        tables.find("a")
     assert tables.find("a") == "3"
     assert "in order again" in caplog.messages[-1]
 
@@ -405,5 +397,5 @@ def test_ascii_domain(domain: str, ascii: str) -> None:
 
 @pytest.mark.parametrize("domain", ["a\u200db.example", "ü" * 70 + ".example", "\u3000.example", "a／b.example"])
 def test_no_domain(domain: str) -> None:
-    with pytest.raises(ValueError, match="joiner|no domain label"):
+    with pytest.raises(ValueError, match=r"joiner|no domain label"):
         ascii_domain(domain)
