@@ -1,4 +1,4 @@
-"""Where a next hop lives: MX, addresses, order. Owns the values `Host` and `ResolveError`; the only importer of dns here."""
+"""Where a next hop lives: MX, addresses, order. Owns `Host` and `ResolveError`; the only importer of dns here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgemail.reply import Reply
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One server of a next hop: `addresses` in the order to try them, never empty; `preference` as in its MX, else 0."""
+    """One server of a next hop: `addresses` in the order to try them, never empty; `preference` of its MX or 0."""
 
     name: str  # as named by the hop or its MX; an address literal without brackets
     addresses: tuple[tuple[socket.AddressFamily, str], ...]
@@ -20,7 +20,7 @@ class Host:
 
 
 class ResolveError(EdgemailError):
-    """No host for a next hop. `kind` as for a recipient's own domain; for a configured hop the courier makes it ROUTE."""
+    """No host for a next hop. `kind` as for a recipient's own domain; the courier makes it ROUTE when configured."""
 
     def __init__(self, kind: Kind, reply: Reply) -> None:
         super().__init__(str(reply))
