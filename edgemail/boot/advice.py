@@ -1,0 +1,109 @@
+"""What is allowed in a configuration and yet seldom meant. Owns the warnings of `edgemail check`; refuses nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pwd
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from edgemail.boot.expand import LOCAL_DOMAIN, Mistake
+from edgemail.settings import Configuration, Listener, Settings
+
+Advice = Iterator[tuple[str, Mistake]]
+
+
+def of_configuration(configuration: Configuration) -> Advice:
+    """Warnings for the whole, each with its parameter or its place in the file."""
+    settings = configuration.settings
+    yield from _of_names(settings, configuration.given)
+    yield from _of_trust(settings)
+    yield from _of_next_hop(settings)
+    yield from _of_secrets(configuration)
+    for name, own in configuration.transports.items():
+        if own.smtp_sasl_auth_enable and own.smtp_tls_security_level == "none":
+            yield f"transport.{name}", Mistake("logs in without TLS, which smtp_sasl_security_options forbids")
+    for listener in configuration.listeners:
+        yield from _of_listener(listener)
+    health = configuration.health
+    if health and not health.token_file and not _loopback(health.address) and not health.networks:
+        yield "health.networks", Mistake("is empty: nobody may read the status page")
+
+
+def _of_names(settings: Settings, given: Mapping[str, int]) -> Advice:
+    if not settings.admin_address:
+        hint = 'admin_address = "you@example.com"'
+        yield "admin_address", Mistake("is not set: mail for postmaster, root and abuse of this box is held", hint)
+    if "myhostname" not in given and settings.myhostname.endswith("." + LOCAL_DOMAIN):
+        hint = "set myhostname to the name that the box has in DNS"
+        yield "myhostname", Mistake(f"the system has no full name; '{settings.myhostname}' is made up", hint)
+    if not settings.smtpd_banner.lower().startswith(settings.myhostname.lower()):
+        # RFC 5321 4.3.1: the greeting begins with the server's name
+        yield "smtpd_banner", Mistake("does not begin with the host name", 'begin it with "$myhostname ESMTP"')
+    relayed = {name.lower() for name in settings.relay_domains}
+    for name in settings.mydestination:
+        if name.lower() in relayed:
+            yield "relay_domains", Mistake(f"{name} stands in mydestination too, which decides", "list it in one")
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam(settings.mail_owner)
+        except KeyError:
+            hint = f"useradd --system {settings.mail_owner}"
+            yield "mail_owner", Mistake(f"there is no user {settings.mail_owner} to become", hint)
+
+
+def _of_trust(settings: Settings) -> Advice:
+    for entry in settings.mynetworks:
+        try:
+            network = ipaddress.ip_network(entry.replace("[", "").replace("]", ""))
+        except ValueError:
+            continue
+        if network.prefixlen < 8 or (network.prefixlen == 8 and network.is_global):
+            hint = "list the networks of your own site"
+            yield "mynetworks", Mistake(f"{entry} trusts strangers: this may be an open relay", hint)
+
+
+def _of_next_hop(settings: Settings) -> Advice:
+    own = {settings.myhostname.lower(), f"[{settings.myhostname.lower()}]"}
+    if any(hop.lower() in own for hop in settings.relayhost):
+        yield "relayhost", Mistake("is this box: mail would come back")
+    if settings.smtp_sasl_password_maps and not settings.smtp_sasl_auth_enable:
+        yield "smtp_sasl_password_maps", Mistake("is not used", "smtp_sasl_auth_enable = true")
+    if settings.smtp_sasl_auth_enable and settings.smtp_tls_security_level in ("none", "may"):
+        hint = 'smtp_tls_security_level = "encrypt", or "secure" to be sure who it is'
+        yield "smtp_tls_security_level", Mistake("does not demand TLS, and the login waits for it", hint)
+
+
+def _of_secrets(configuration: Configuration) -> Advice:
+    inline = [spec for spec in configuration.settings.smtp_sasl_password_maps if _has_secret(spec)]
+    try:
+        exposed = bool(inline) and bool(Path(configuration.path).stat().st_mode & 0o004)
+    except OSError:
+        return
+    if exposed:
+        hint = 'use "texthash:/path" with a file of mode 640'
+        yield "smtp_sasl_password_maps", Mistake("holds passwords in a file that every user can read", hint)
+
+
+def _has_secret(spec: object) -> bool:
+    return not isinstance(spec, str) or spec.startswith(("static:", "inline:"))
+
+
+def _of_listener(listener: Listener) -> Advice:
+    settings = listener.settings
+    place = listener.section or "smtpd_tls_security_level"
+    if not settings.smtpd_sasl_auth_enable:
+        return
+    plain = settings.smtpd_tls_security_level == "none"
+    if plain and settings.smtpd_tls_auth_only:
+        yield place, Mistake("offers no login: there is no TLS, and smtpd_tls_auth_only wants it")
+    elif not settings.smtpd_tls_auth_only and not _loopback(listener.address):
+        yield place, Mistake("takes passwords in clear from the network", "leave smtpd_tls_auth_only true")
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "lo"

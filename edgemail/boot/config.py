@@ -1,0 +1,136 @@
+"""The configuration file: read, filled in, checked all at once.
+
+Owns the way from a path to a `Configuration` and which change needs a restart. What a section may hold is `sections`',
+how one value is written is `values`', what values mean is `checks`', how they are shown is `show`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from edgemail.boot import advice
+from edgemail.boot.lines import lines
+from edgemail.boot.sections import Reading
+from edgemail.errors import ConfigurationError, Problem
+from edgemail.settings import Configuration, Listener
+
+DEFAULT_PATH: Final = "/etc/edgemail/edgemail.toml"  # the image's
+MAX_FILE: Final = 1_048_576  # limit: bytes of a configuration file
+
+# What is bound, opened or given up once, at the start.
+AT_START: Final = ("queue_directory", "mail_owner", "spool_size", "inet_interfaces", "inet_protocols")
+
+_AT_LINE: Final = re.compile(r" \(at line (\d+), column \d+\)$")
+
+
+def find(path: str | None = None) -> str:
+    """The file that is meant: `path`, else $EDGEMAIL_CONFIG, else the image's."""
+    return path or os.environ.get("EDGEMAIL_CONFIG") or DEFAULT_PATH
+
+
+def load(path: str | Path, *, files: bool = True) -> Configuration:
+    """Read and check a configuration file. Raises ConfigurationError, which holds every problem there is.
+
+    `files=False` leaves out what the file names on disk, for commands that need none of it and may not read it.
+    """
+    data, given = parse(str(path))
+    return Reading(str(path), given).configuration(data, files)
+
+
+def check(configuration: Configuration) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """Errors and warnings of a configuration that `load` could read; both empty when all is well."""
+    try:
+        load(configuration.path)
+        errors: tuple[Problem, ...] = ()
+    except ConfigurationError as error:
+        errors = error.problems
+    given = configuration.given
+    warnings = [Problem(k, given.get(k, 0), m.message, m.hint) for k, m in advice.of_configuration(configuration)]
+    return errors, tuple(dict.fromkeys(warnings))
+
+
+def report(path: str, problems: tuple[Problem, ...]) -> str:
+    """One line a problem: `file:line: key: message (hint)`."""
+    out = []
+    for problem in problems:
+        where = f"{path}:{problem.line}: " if problem.line else f"{path}: "
+        key = f"{problem.key}: " if problem.key else ""
+        hint = f" ({problem.hint})" if problem.hint else ""
+        out.append(f"{where}{key}{problem.message}{hint}")
+    return "\n".join(out)
+
+
+def restart_needed(old: Configuration, new: Configuration) -> list[str]:
+    """What differs and cannot change while the process runs, a sentence each; empty when a reload does it all."""
+    needed = [
+        f"{name}: takes effect at the next start"
+        for name in AT_START
+        if getattr(old.settings, name) != getattr(new.settings, name)
+    ]
+    before, after = ({(each.address, each.port) for each in one.listeners} for one in (old, new))
+    for sign, addresses in (("no longer wanted", before - after), ("not yet bound", after - before)):
+        needed += [f"listener {address}:{port}: {sign}, until the next start" for address, port in sorted(addresses)]
+    if (old.health and (old.health.address, old.health.port)) != (new.health and (new.health.address, new.health.port)):
+        needed.append("health: its address takes effect at the next start")
+    return needed
+
+
+def smarthost_configuration(configuration: Configuration, myhostname: str, port: int) -> Configuration:
+    """That of a development smarthost beside the relay: on loopback, in clear, taking all mail from this machine."""
+    settings = dataclasses.replace(
+        configuration.settings,
+        myhostname=myhostname,
+        mydestination=(),
+        mynetworks=("127.0.0.0/8", "::1/128"),
+        relay_domains=(),
+        smtpd_banner=f"{myhostname} ESMTP smarthost for trials",
+        smtpd_tls_security_level="none",
+        syslog_name="smarthost",
+    )
+    listener = Listener("smarthost", "127.0.0.1", port, "lan", settings)
+    return Configuration(configuration.path, settings, (listener,))
+
+
+def parse(path: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The file's TOML, and the line of each key. Raises ConfigurationError for the first thing that is not TOML."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        if len(raw) > MAX_FILE:
+            raise _unreadable(path, f"is larger than {MAX_FILE} bytes")
+        text = raw.decode()
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, "is not UTF-8 text", line=line) from error
+    text = text.replace("\r\n", "\n")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        match = _AT_LINE.search(str(error))
+        line = int(match[1]) if match else len(text.splitlines())
+        message = _AT_LINE.sub("", str(error)).replace(" (at end of document)", " at the end of the file")
+        raise _unreadable(path, f"is not TOML: {message}", _toml_hint(text, line), line) from error
+    return data, lines(text)
+
+
+def _unreadable(path: str, message: str, hint: str = "", line: int = 0) -> ConfigurationError:
+    return ConfigurationError(path, (Problem("", line, message, hint),))
+
+
+def _toml_hint(text: str, line: int) -> str:
+    """What is most often wrong in a line that came from main.cf."""
+    source = text.splitlines()[line - 1 : line]
+    match = re.match(r"\s*[A-Za-z0-9_]+\s*=\s*([^\"'\[{\s#][^#]*)", source[0]) if source else None
+    if match:
+        value = match[1].strip()
+        if value in ("yes", "no"):
+            return f"write {'true' if value == 'yes' else 'false'}"
+        return f'text stands in quotes: "{value}"'
+    return ""
