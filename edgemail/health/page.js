@@ -1,0 +1,104 @@
+"use strict";
+const $ = (id) => document.getElementById(id);
+// Everything shown goes through text nodes: mail addresses and replies are the outside's words.
+function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "text", "line", "title", "g"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  return node;
+}
+function put(id, ...nodes) { $(id).replaceChildren(...nodes); }
+function span(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 120) return `${s} s`;
+  if (s < 7200) return `${Math.round(s / 60)} min`;
+  if (s < 172800) return `${Math.round(s / 3600)} h`;
+  return `${Math.round(s / 86400)} days`;
+}
+function table(heads, rows, caption) {
+  const head = el("tr", {}, ...heads.map((h) => el("th", { scope: "col", class: h.startsWith("#") ? "n" : "" }, h.replace("#", ""))));
+  const body = rows.map((row) => el("tr", {}, ...row.map((cell, i) => el("td", { class: heads[i].startsWith("#") ? "n" : "" }, cell))));
+  return el("table", { "aria-label": caption }, el("thead", {}, head), el("tbody", {}, ...body));
+}
+const word = (state) => el("span", { class: "state " + state }, state);
+function bars(columns, labels, title, colours) {
+  const width = 600, height = 120, base = 96, step = width / columns.length;
+  const top = Math.max(1, ...columns.map((c) => c.reduce((a, b) => a + b, 0)));
+  const picture = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  columns.forEach((column, i) => {
+    let y = base;
+    column.forEach((value, k) => {
+      if (!value) return;
+      const h = Math.max(2, (value / top) * 80);
+      y -= h;
+      picture.append(el("rect", { x: i * step + step * 0.1, y, width: Math.max(1, step * 0.8), height: h, fill: colours[k] },
+        el("title", {}, `${labels[i]}: ${value}`)));
+    });
+  });
+  picture.append(el("line", { x1: 0, x2: width, y1: base, y2: base, stroke: "var(--line)" }));
+  const every = Math.ceil(columns.length / 12);
+  labels.forEach((label, i) => { if (i % every === 0 && label) picture.append(el("text", { x: i * step + 2, y: base + 16 }, label)); });
+  picture.append(el("text", { x: 2, y: 12 }, `most: ${top}`));
+  return picture;
+}
+function show(d) {
+  const s = d.status, now = d.now;
+  $("name").textContent = d.myhostname;
+  document.title = `${s.state}: ${d.myhostname}`;
+  $("head").className = "wide " + s.state;
+  $("state").textContent = s.state === "ok" ? "all is well" : s.state;
+  $("state").className = "state " + s.state;
+  $("sentence").textContent = s.message || d.sentence;
+  $("since").textContent = `since ${s.since.replace("T", " ").replace("Z", " UTC")} · edgemail ${d.version}`;
+  put("queue", d.queue.length
+    ? table(["why", "#messages", "#oldest", "#next attempt"], d.queue.map((g) => [g.reason, g.messages, span(g.oldest),
+      g.next === null ? "waits for you" : g.next <= 0 ? "now" : "in " + span(g.next)]), "queue by cause")
+    : el("p", { class: "soft" }, "The queue is empty."));
+  put("shape", ...(d.queue.length ? [el("p", { class: "soft" }, "age in minutes"),
+    bars(d.shape.map((n) => [n]), d.shape_labels, "messages in the queue by age in minutes", ["var(--blue)"])] : []));
+  const parts = Object.entries(s.components), starts = (p) => parts.filter(([n]) => n.startsWith(p));
+  const routes = [...starts("route."), ...starts("link.")];
+  put("routes", routes.length ? table(["route", "state", "says"], routes.map(([n, c]) => [n.replace(/^route\./, ""), word(c.state),
+    c.message || "up"]), "routes and links") : el("p", { class: "soft" }, "No mail has been sent anywhere yet."));
+  put("guards", ...starts("guard.").map(([n, c]) => {
+    const value = Math.min(1, c.measured ?? 0), name = n.slice(6);
+    return el("div", { class: "gauge" }, el("span", {}, name), el("meter", { min: 0, max: 1, low: 0.75, high: 0.9, optimum: 0,
+      value, "aria-label": name }), el("span", { class: c.state }, `${Math.round(value * 100)} %`));
+  }));
+  const slots = Array.from({ length: 96 }, () => [0, 0, 0]);
+  for (const [ago, came, went, lost] of d.traffic) {
+    const at = slots[95 - Math.floor(ago / 3)];
+    if (at) { at[0] += came; at[1] += went; at[2] += lost; }
+  }
+  put("traffic", bars(slots, slots.map((_, i) => (i % 8 === 0 ? `-${24 - i / 4} h` : "")), "messages in, sent and bounced, by quarter hour",
+    ["var(--blue)", "var(--well)", "var(--bad)"]), el("p", { class: "soft" }, "blue: taken in · green: sent · red: bounced"));
+  const rest = parts.filter(([n]) => !/^(route|link|guard)\./.test(n));
+  put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), c.message || "well"]), "components"));
+  put("recent", d.recent.length ? table(["when", "from", "fate"], d.recent.map((m) => [span(now - m.at) + " ago", m.from || "<>",
+    el("div", {}, `${m.fate} `, el("span", { class: "soft" }, m.id), ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]),
+    "the last messages") : el("p", { class: "soft" }, "No message has come since the start."));
+}
+async function poll() {
+  try {
+    const answer = await fetch("/page.json", { cache: "no-store" });
+    show(await answer.json());
+  } catch (error) {
+    $("state").textContent = "no answer";
+    $("state").className = "state failed";
+    $("sentence").textContent = "The box does not answer: it is off, restarting, or the network between is down.";
+  }
+  setTimeout(poll, document.hidden ? 30000 : 3000);
+}
+for (const verb of ["flush", "hold", "release", "delete", "test"]) {
+  const button = el("button", { type: "button" }, verb === "test" ? "send a test message" : verb);
+  button.addEventListener("click", async () => {
+    if (verb === "delete" && !confirm(`Delete ${$("which").value || "all mail in the queue"}?`)) return;
+    $("result").textContent = "…";
+    const answer = await fetch("/queue/" + verb, { method: "POST", headers: { Authorization: "Bearer " + $("token").value,
+      "Content-Type": "application/json" }, body: JSON.stringify({ id: $("which").value }) });
+    $("result").textContent = await answer.text();
+  });
+  $("verbs").append(button);
+}
+poll();

@@ -1,0 +1,90 @@
+"""The paths of the endpoint: the page and its data, /livez, /readyz, /healthz, /metrics, and acting on the queue.
+
+Owns what each path answers; the values come from callables that boot.serve passes in. Nothing secret goes through here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+from edgemail.health import metrics
+from edgemail.health.board import Board
+from edgemail.health.http import Answer, Page, Request, as_json
+
+# Everything from this box and nothing from elsewhere; the page's own style stands in it.
+POLICY: Final = (
+    "Content-Security-Policy",
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+)
+VERBS: Final = ("flush", "hold", "release", "delete", "test")
+
+Act = Callable[[str, str], Awaitable[dict[str, Any]]]  # verb, queue id ("" = all) -> what was done
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the answers come from. `alive` and `ready` return "" when well, else the sentence that says why not."""
+
+    board: Board
+    alive: Callable[[], str]
+    ready: Callable[[], str]
+    page: Callable[[], dict[str, Any]]  # what page.js shows, but for the status
+    refresh: Callable[[], None]  # bring gauges up to date, before /metrics
+    act: Act
+
+
+@cache
+def asset(name: str) -> bytes:
+    return resources.files("edgemail.health").joinpath(name).read_bytes()
+
+
+def pages(sources: Sources) -> dict[str, Page]:
+    """The endpoint's paths."""
+
+    def well(why: str) -> Answer:
+        return Answer(503 if why else 200, (why or "ok").encode() + b"\n")
+
+    def healthz(request: Request) -> Answer:
+        status = sources.board.status()
+        return as_json(503 if status["state"] == "failed" else 200, status)
+
+    def exposition(request: Request) -> Answer:
+        sources.refresh()
+        kind, text = metrics.render("application/openmetrics-text" in request.headers.get("accept", ""))
+        return Answer(200, text, kind)
+
+    found = {
+        "/": Page(lambda request: Answer(200, asset("page.html"), "text/html; charset=utf-8", (POLICY,))),
+        "/page.js": Page(lambda request: Answer(200, asset("page.js"), "text/javascript; charset=utf-8")),
+        "/page.json": Page(lambda request: as_json(200, {"status": sources.board.status(), **sources.page()})),
+        "/livez": Page(lambda request: well(sources.alive())),
+        "/readyz": Page(lambda request: well(sources.ready())),
+        "/healthz": Page(healthz),
+        "/metrics": Page(exposition),
+    }
+    for verb in VERBS:
+        found[f"/queue/{verb}"] = Page(_action(sources.act, verb), ("POST",), token=True)
+    return found
+
+
+def _action(act: Act, verb: str) -> Callable[[Request], Awaitable[Answer]]:
+    async def answer(request: Request) -> Answer:
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != request.headers["host"].lower():
+            return Answer(403, b"another site's page may not act here\n")
+        try:
+            value = json.loads(request.content or b"{}")
+            which = value.get("id", "")
+        except (ValueError, AttributeError):
+            return Answer(400, b'send {"id": "QUEUE ID"} or {}\n')
+        if not isinstance(which, str) or not (which == "" or (which.isalnum() and len(which) <= 16)):
+            return Answer(400, b"this is not a queue id\n")
+        return as_json(200, await act(verb, which.upper()))
+
+    return answer
