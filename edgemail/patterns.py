@@ -51,6 +51,9 @@ class Patterns:
                 return _expand(rule.value, found) if isinstance(found, re.Match) else rule.value
         return None
 
+    def values(self) -> list[str]:
+        return [rule.value for rule in self._current() if rule.value is not None]
+
 
 SUBSTITUTION = re.compile(r"\$(?:(\$)|(\d+)|\{(\d+)\}|\((\d+)\))")
 

@@ -34,6 +34,8 @@ class Table(Protocol):
 
     def find(self, key: str) -> str | None: ...
 
+    def values(self) -> Iterable[str]: ...
+
 
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(?:\s+|$)(.*)', re.DOTALL)
 
@@ -71,6 +73,9 @@ class Pairs:
     def find(self, key: str) -> str | None:
         return self._current().get(key.lower())
 
+    def values(self) -> Iterable[str]:
+        return self._current().values()
+
 
 class Static:
     """One value for every key."""
@@ -83,6 +88,9 @@ class Static:
 
     def find(self, key: str) -> str | None:
         return self._value
+
+    def values(self) -> Iterable[str]:
+        return (self._value,)
 
 
 class Tables:
@@ -111,6 +119,11 @@ class Tables:
             if value is not None:
                 return value
         return None
+
+    def values(self) -> Iterator[str]:
+        """Every value, for a check of their form; those of patterns with their `$1` still in them."""
+        for table in self._tables:
+            yield from table.values()
 
     def search(self, keys: Iterable[str]) -> str | None:
         """Each key through all tables before the next key is tried.
