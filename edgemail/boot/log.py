@@ -1,0 +1,121 @@
+"""The log: one line an event on stderr, in syslog's form, with priorities where journald reads them.
+
+Owns the form of a line: time, host, service, process, severity word; and that nothing in a message can make a second
+line or move a terminal's cursor. What is logged is said where it happens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, Final, TextIO
+
+MAX_LINE: Final = 2000  # limit: characters of a log line's message, as Postfix's
+MAX_FRAMES: Final = 40  # limit: lines of a traceback, the outermost left out
+
+# syslog(3) priorities, which sd-daemon(3) reads as "<6>"
+PRIORITY: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+WORDS: Final = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "fatal: "}
+PANIC: Final = "panic: "  # what nobody expected: a line with an exception
+MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+# C0, DEL, C1, the line and paragraph separators, bidirectional overrides, lone surrogates
+_HARMFUL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Of other packages: aiosmtpd ("mail.log") logs each line of a session, asyncio each transport.
+_LEVELS: Final = {"mail": logging.CRITICAL, "asyncio": logging.WARNING}
+
+
+class Formatter(logging.Formatter):
+    """`Nov 21 10:22:29 host edgemail/smtpd[123]: warning: text`, or `<4>edgemail/smtpd[123]: warning: text`.
+
+    The service is the logger's name; a record's `syslog_name` stands for "edgemail". A traceback becomes a line for
+    each frame, each with the same beginning.
+    """
+
+    def __init__(self, name: str = "edgemail", *, host: str = "", journal: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.host = host or os.uname().nodename.partition(".")[0] or "localhost"
+        self.journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        start = self._start(record)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # arguments that do not fit: a slip of ours must not cost the line
+            message = f"{record.msg} {record.args!r}"
+        word = PANIC if record.exc_info else WORDS.get(record.levelno, "")
+        if message.startswith(("warning: ", "error: ", "fatal: ", "panic: ")):
+            word = ""  # said already
+        lines = [word + message, *_traceback(record)]
+        return "\n".join(start + harmless(line) for line in lines)
+
+    def _start(self, record: logging.LogRecord) -> str:
+        name = getattr(record, "syslog_name", None) or self.name
+        service = record.name.removeprefix("edgemail").lstrip(".").partition(".")[0] or "master"
+        head = f"{name}/{service}[{record.process or os.getpid()}]: "
+        if self.journal:
+            return f"<{PRIORITY.get(record.levelno, 6)}>{head}"
+        now = time.localtime(record.created)
+        moment = f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
+        return f"{moment} {self.host} {head}"
+
+
+def harmless(text: str) -> str:
+    """`text` on one line, of bounded length, without anything that a terminal or a log reader would act on."""
+    if len(text) > MAX_LINE:
+        text = text[: MAX_LINE - 3] + "..."
+    return _HARMFUL.sub("?", text)
+
+
+def _traceback(record: logging.LogRecord) -> Iterator[str]:
+    """The frames of a record's exception, innermost last, and the exceptions that caused it."""
+    if not record.exc_info or record.exc_info[1] is None:
+        return
+    lines: list[str] = []
+    seen: set[int] = set()
+    error: BaseException | None = record.exc_info[1]
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = [f"traceback: {f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+        lines = [*frames, f"traceback: {type(error).__name__}: {error}", *lines]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    yield from lines[-MAX_FRAMES:]
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """One write a record; a stream that is gone is no reason to stop relaying."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Nobody is left to be told."""
+
+
+def to_journal(stream: Any) -> bool:
+    """Whether `stream` is the one that journald gave us (systemd.exec(5), $JOURNAL_STREAM)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def start(syslog_name: str = "edgemail", *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Send everything that is logged to stderr (or `stream`). Called again, it replaces what it did before."""
+    target = stream or sys.stderr
+    if target is sys.stderr:
+        sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    handler = Handler(target)
+    handler.setFormatter(Formatter(syslog_name, journal=to_journal(target)))
+    root = logging.getLogger()
+    for old in [each for each in root.handlers if isinstance(each, Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    for name, least in _LEVELS.items():
+        logging.getLogger(name).setLevel(least)
