@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgemail.boot.expand import LOCAL_DOMAIN, Mistake
+from edgemail.errors import TableError
+from edgemail.relay.send.route import class_conflicts, parse_row
 from edgemail.settings import Configuration, Listener, Settings
+from edgemail.tables import Tables
 
 Advice = Iterator[tuple[str, Mistake]]
 
@@ -41,10 +44,8 @@ def _of_names(settings: Settings, given: Mapping[str, int]) -> Advice:
     if not settings.smtpd_banner.lower().startswith(settings.myhostname.lower()):
         # RFC 5321 4.3.1: the greeting begins with the server's name
         yield "smtpd_banner", Mistake("does not begin with the host name", 'begin it with "$myhostname ESMTP"')
-    relayed = {name.lower() for name in settings.relay_domains}
-    for name in settings.mydestination:
-        if name.lower() in relayed:
-            yield "relay_domains", Mistake(f"{name} stands in mydestination too, which decides", "list it in one")
+    for sentence in class_conflicts(settings):
+        yield "relay_domains", Mistake(sentence)
     if os.geteuid() == 0:
         try:
             pwd.getpwnam(settings.mail_owner)
@@ -68,11 +69,25 @@ def _of_next_hop(settings: Settings) -> Advice:
     own = {settings.myhostname.lower(), f"[{settings.myhostname.lower()}]"}
     if any(hop.lower() in own for hop in settings.relayhost):
         yield "relayhost", Mistake("is this box: mail would come back")
+    for value in _rows(settings):
+        try:
+            parse_row(value, settings.smtp_tcp_port)
+        except ValueError as error:
+            yield "transport_maps", Mistake(str(error), "mail for it is held until the row is right")
     if settings.smtp_sasl_password_maps and not settings.smtp_sasl_auth_enable:
         yield "smtp_sasl_password_maps", Mistake("is not used", "smtp_sasl_auth_enable = true")
     if settings.smtp_sasl_auth_enable and settings.smtp_tls_security_level in ("none", "may"):
         hint = 'smtp_tls_security_level = "encrypt", or "secure" to be sure who it is'
         yield "smtp_tls_security_level", Mistake("does not demand TLS, and the login waits for it", hint)
+
+
+def _rows(settings: Settings) -> tuple[str, ...]:
+    """The values in the files of transport_maps; those of patterns may still have something to be filled in."""
+    try:
+        values = Tables.open(settings.transport_maps).values()
+    except TableError:
+        return ()
+    return tuple(value for value in values if "$" not in value)
 
 
 def _of_secrets(configuration: Configuration) -> Advice:

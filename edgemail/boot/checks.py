@@ -17,6 +17,8 @@ from edgemail import tables, tls
 from edgemail.boot.expand import Mistake
 from edgemail.boot.values import domain, near, qualified
 from edgemail.errors import TableError
+from edgemail.relay.send.hop import parse_hop
+from edgemail.relay.send.route import parse_row
 from edgemail.settings import CLASSES, PARAMETERS, Settings
 
 Found = Iterator[tuple[str, Mistake]]
@@ -65,7 +67,6 @@ WORDS: Final = {
     "smtp_discard_ehlo_keywords": _EXTENSIONS,
     "smtpd_discard_ehlo_keywords": _EXTENSIONS,
 }
-_TRANSPORT: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:\S*)?")
 _TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
 
@@ -77,9 +78,6 @@ def meanings(settings: Settings) -> Found:
     yield from _tried("myhostname", qualified, settings.myhostname)
     if not settings.smtp_helo_name.startswith("["):
         yield from _tried("smtp_helo_name", domain, settings.smtp_helo_name)
-    for name in ("default_transport", "relay_transport"):
-        if not _TRANSPORT.fullmatch(getattr(settings, name)):
-            yield name, Mistake(f"'{getattr(settings, name)}' is not a transport", 'for example "smtp"')
     if not _TAG.fullmatch(settings.syslog_name):
         yield "syslog_name", Mistake(f"'{settings.syslog_name}' is not a word for the log", 'for example "edgemail"')
     if not _USER.fullmatch(settings.mail_owner):
@@ -139,11 +137,17 @@ def _told(sentence: str) -> Mistake:
 
 
 def _hops(settings: Settings) -> Found:
-    for name in ("relayhost", "smtp_fallback_relay"):
-        for hop in getattr(settings, name):
-            if "#" in hop:
-                yield name, Mistake(f"'{hop}' is not a next hop")
-                continue
+    hops = [(name, hop) for name in ("relayhost", "smtp_fallback_relay") for hop in getattr(settings, name)]
+    rows = [(name, getattr(settings, name)) for name in ("default_transport", "relay_transport")]
+    for spec in settings.transport_maps:
+        rows += [("transport_maps", value) for _, value in spec] if not isinstance(spec, str) else []
+    parsers: tuple[Callable[[str, int], object], ...] = (parse_hop, parse_row)
+    for parse, texts in zip(parsers, (hops, rows), strict=True):
+        for name, text in texts:
+            try:
+                parse(text, settings.smtp_tcp_port)
+            except ValueError as error:
+                yield name, _told(str(error))
 
 
 def _restrictions(settings: Settings) -> Found:

@@ -160,7 +160,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_tables(tmp_path: Path, text: str, expected: object) -> None:
-    assert load(tmp_path, f"{HEAD}transport_maps = {text}\n").settings.transport_maps == expected
+    assert load(tmp_path, f"{HEAD}smtp_sasl_password_maps = {text}\n").settings.smtp_sasl_password_maps == expected
 
 
 def test_a_table_of_a_parameter_may_be_a_section(tmp_path: Path) -> None:
@@ -314,7 +314,12 @@ def test_transports_have_settings_of_their_own(tmp_path: Path) -> None:
         ('inet_protocols = "ipv5"', "inet_protocols", "not one of", "ipv"),
         ('smtpd_discard_ehlo_keywords = "chunkin"', "smtpd_discard_ehlo_keywords", "not one of", "chunking"),
         ('dns_nameservers = "ns.example"', "dns_nameservers", "not a resolver", ""),
-        ('default_transport = ":x"', "default_transport", "not a transport", "smtp"),
+        ('default_transport = "smtp:[a"', "default_transport", "is no next hop", ""),
+        ('relayhost = "[smtp.isp.example] # isp"', "relayhost", "'#' is not an entry", "comment"),
+        ('relayhost = "192.0.2.1"', "relayhost", "in brackets", ""),
+        ('relayhost = ["a.example", "[a.example]:0"]', "relayhost", "a port is from 1 to 65535", ""),
+        ('smtp_fallback_relay = "a:b:c"', "smtp_fallback_relay", "no next hop", ""),
+        ('transport_maps = { "x.example" = "[192.0.2.1]" }', "transport_maps", "transport:nexthop", ""),
         ('mail_owner = "a b"', "mail_owner", "not a user", ""),
         ('syslog_name = "a b"', "syslog_name", "not a word", ""),
         ('smtpd_tls_protocols = "TLSv1"', "smtpd_tls_protocols", "leaves no protocol", "TLSv1.2"),
@@ -518,7 +523,11 @@ def test_a_good_box_needs_no_advice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ('mydestination = "a.example"\nrelay_domains = "A.example"', "relay_domains", "in mydestination too"),
+        (
+            'mydestination = "a.example"\nrelay_domains = "A.example"',
+            "relay_domains",
+            "BOTH mydestination and relay_domains",
+        ),
         ('mynetworks = "0.0.0.0/0"', "mynetworks", "open relay"),
         ('mynetworks = "::/0"', "mynetworks", "open relay"),
         ('relayhost = "[gw7.example.com]"', "relayhost", "is this box"),
@@ -539,6 +548,12 @@ def test_what_is_unwise_is_a_warning(tmp_path: Path, text: str, key: str, messag
     errors, warnings = config.check(load(tmp_path, HEAD + text + "\n"))
     assert errors == ()
     assert any(each.key == key and message in each.message for each in warnings), warnings
+
+
+def test_a_wrong_row_in_a_table_file_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "transport").write_text("a.example relay:[192.0.2.1]\nb.example [192.0.2.1]\n")
+    errors, warnings = config.check(load(tmp_path, HEAD + 'mail_owner = "nobody"\ntransport_maps = "hash:transport"\n'))
+    assert (errors, [each.key for each in warnings]) == ((), ["transport_maps"])
 
 
 def test_logins_in_clear_are_a_warning(tmp_path: Path) -> None:
