@@ -125,7 +125,7 @@ class Envelope:
 
 
 def queue_id(id: int) -> str:
-    """Upper-case hex, at least 8 digits (row A20)."""
+    """Upper-case hex, at least 8 digits."""
     return f"{id:08X}"
 
 
