@@ -1,0 +1,232 @@
+"""The LMDB environment of a spool and the lock of the process that may write it.
+
+Owns opening, transactions and the translation of LMDB's errors: no exception of lmdb leaves this module, and no other
+module of the package names it. Knows nothing of what the records mean.
+
+An LMDB environment that failed to write its meta page is of no further use and has to be closed and opened again. That
+happens on the writer's thread while the loop's thread may be reading; `_gate` keeps the two apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
+
+log = logging.getLogger("edgemail.spool")
+
+DATA: Final = "data.mdb"
+LOCK: Final = "lock.mdb"
+HOLDER: Final = "holder.pid"
+MAX_READERS: Final = 8  # limit: reader slots of the LMDB environment: the relay and seven tools
+MIN_MAP: Final = 1 << 20  # limit: bytes of the smallest map that is made
+NEARLY_FULL: Final = 1 << 20  # a short write comes back as EIO; with less than this free it was for want of room
+# The binding of Debian 13 (1.4.1) has one engine and no argument for it; the formats of the two are not the same.
+_ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
+
+Transaction = Any  # lmdb.Transaction, which has no types in every release
+
+
+@contextlib.contextmanager
+def map_errors(directory: Path, id: int | None = None) -> Iterator[None]:
+    """Make the package's errors of LMDB's. With `id`: a page that cannot be right is that record's damage."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise SpoolFull(f"{directory}: the spool is full (spool_size)") from error
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+        if id is not None:
+            raise SpoolDamaged(id, f"page of the spool is damaged: {error}") from error
+        raise SpoolError(f"{directory}: {error}") from error
+    except lmdb.Error as error:
+        # LMDB reports a short write as EIO, by its plainest class; ENOSPC may come through as it is.
+        if os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error) or _no_room(directory):
+            raise SpoolFull(f"{directory}: no space left on the file system") from error
+        raise SpoolError(f"{directory}: {error}") from error
+
+
+def _no_room(directory: Path) -> bool:
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < NEARLY_FULL
+
+
+class Holder:
+    """The right to write a spool: a lock on a file of its own that holds the pid. The kernel drops it with the process.
+
+    Not LMDB's own lock file: that one admits any number of processes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = os.open(directory / HOLDER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._file)
+            raise SpoolBusy(f"{directory} is in use by process {pid or '(starting)'}") from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give it up; safe to call twice."""
+        if self._file >= 0:
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
+            self._file = -1
+
+
+def held(directory: Path) -> bool:
+    """Whether a process holds the spool now."""
+    try:
+        file = os.open(directory / HOLDER, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+class Environment:
+    """One LMDB environment with one unnamed table. `size` 0: as large as the file says."""
+
+    def __init__(self, directory: Path, size: int = 0, *, readonly: bool = False, lock: bool = True) -> None:
+        self.directory = directory
+        self._size = size // 65536 * 65536  # a multiple of every page size
+        self._readonly = readonly
+        self._lock = lock
+        self._gate = threading.Lock()
+        self._env: Any = None
+        self._file = -1
+        self._open()
+
+    def _open(self) -> None:
+        with map_errors(self.directory):
+            self._env = lmdb.open(
+                str(self.directory),
+                map_size=self._size,
+                readonly=self._readonly,
+                create=not self._readonly,
+                lock=self._lock,
+                mode=0o640,
+                writemap=False,  # a full disk under a writable map is SIGBUS, and no more relay
+                sync=True,
+                metasync=True,  # without it the commit behind the last 250 may be gone
+                readahead=False,
+                meminit=True,
+                max_dbs=0,
+                max_readers=MAX_READERS,
+                **_ENGINE,
+            )
+            info = self._env.info()
+            self.map_size: int = info["map_size"]
+            self.page: int = self._env.stat()["psize"]
+        if not self._readonly:
+            with contextlib.suppress(OSError):  # not ours: then whoever made it gave it the mode
+                (self.directory / LOCK).chmod(0o660)  # a reader of the group needs a slot in it
+            self._file = os.open(self.directory / DATA, os.O_RDWR | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def read(self, id: int | None = None) -> Iterator[Transaction]:
+        """A read transaction: short, never held across a yield or an await. `id` names the record that is sought."""
+        with self._gate, map_errors(self.directory, id):
+            if self._env is None:
+                raise SpoolError(f"{self.directory}: the spool is closed")
+            with self._env.begin() as transaction:
+                yield transaction
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """A write transaction, committed at the end and aborted by any exception. For the writer's thread only."""
+        with map_errors(self.directory):
+            transaction = self._begin()
+            try:
+                yield transaction
+            except BaseException:
+                transaction.abort()
+                raise
+            self.commit(transaction)
+
+    def commit(self, transaction: Transaction) -> None:
+        """Returns when what the transaction wrote is on the medium."""
+        transaction.commit()
+
+    def _begin(self) -> Transaction:
+        if self._env is not None:
+            try:
+                return self._env.begin(write=True)
+            except lmdb.MapFullError:
+                raise
+            except lmdb.Error as error:  # MDB_PANIC after a failed meta page, above all
+                log.warning("warning: %s: %s; opening the spool anew", self.directory, error)
+        self.reopen()
+        return self._env.begin(write=True)
+
+    def reopen(self) -> None:
+        """Close and open again. Raises SpoolError; the next transaction then tries again."""
+        with self._gate:
+            self._shut()
+            self._open()
+
+    def close(self) -> None:
+        """Every read and write after it raises SpoolError."""
+        with self._gate:
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with self._gate, map_errors(self.directory):
+            if self._env is None:
+                raise SpoolError(f"{self.directory}: the spool is closed")
+            yield self._env
+
+    def reader_check(self) -> None:
+        """Free the slots of readers that died: their snapshots would make the file grow."""
+        with self._opened() as env:
+            env.reader_check()
+
+    def used(self) -> int:
+        """Bytes of the pages that hold something. With one table the figures of the table are the whole truth."""
+        with self._opened() as env:
+            found = env.stat()
+        pages: int = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
+        return pages * self.page
+
+    def end(self) -> int:
+        """Bytes from the file's start to the end of the last page that was ever used."""
+        with self._opened() as env:
+            last: int = env.info()["last_pgno"]
+        return (last + 1) * self.page
+
+    def allocated(self) -> int:
+        """Bytes of the file system that the file holds, whether LMDB uses them yet or not. Raises OSError too."""
+        with self._opened():
+            return os.fstat(self._file).st_blocks * 512
+
+    def allocate(self, end: int) -> None:
+        """Have the file system set aside the file's bytes up to `end`. Raises OSError; for the writer's thread."""
+        os.posix_fallocate(self._file, 0, min(end, self.map_size))

@@ -1,0 +1,103 @@
+"""How much can still be stored, and who is told that it is not enough.
+
+Owns the figures and the reserve; never refuses by itself: receive asks `admission` at MAIL, the writer asks `fits`.
+
+The reserve is what lets a full spool drain: to remove or to rewrite anything, LMDB first writes other pages. So new
+mail is refused while that much of the map is free, and the file system is made to set that much aside for the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from edgemail.clock import Clock
+from edgemail.errors import SpoolError
+from edgemail.reply import INSUFFICIENT_STORAGE, Reply
+from edgemail.spool.environment import Environment
+from edgemail.spool.verbs import Room
+
+RESERVE: Final = 8 << 20  # limit: bytes kept for removals and updates when the spool is full, or RESERVE_SHARE
+RESERVE_SHARE: Final = 10  # limit: the reserve is never more than this part (1/10) of the spool
+FREE_LIST_PAGES: Final = 16  # what LMDB's list of free pages takes; the binding does not tell
+FRESH_SECONDS: Final = 1.0  # limit: age of the figure that `room` gives
+
+
+def admission(room: Room, size: int, message_size_limit: int, minfree: int) -> Reply | None:
+    """The refusal of a message of `size` bytes (0: not said), None to let it come.
+
+    Postfix's rule (smtpd_check.c): refused when what is free is not above `minfree` (queue_minfree), or not above one
+    and a half times the largest message, which is the limit or, where there is none, the size that was declared.
+    """
+    largest = max(size, message_size_limit)
+    if room.bytes <= minfree or room.bytes <= largest * 3 // 2:
+        return INSUFFICIENT_STORAGE
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One look at the spool: bytes."""
+
+    used: int
+    map_size: int
+    allocated: int
+    available: int
+    inodes: int
+    reserve: int
+
+    @property
+    def free(self) -> int:
+        """What new mail may take. Space inside the file counts as the file system's: LMDB uses it again."""
+        disk = self.available + max(0, self.allocated - self.used)
+        return min(self.map_size - self.used, disk) - self.reserve
+
+
+class Space:
+    """The figures of one spool, a second old at most. Looked at by the loop's thread and the writer's."""
+
+    def __init__(self, environment: Environment, clock: Clock) -> None:
+        self._environment = environment
+        self._clock = clock
+        self.reserve = min(RESERVE, environment.map_size // RESERVE_SHARE)
+        self._figures = self._look()
+        self._at = clock.monotonic()
+
+    def _look(self) -> Figures:
+        environment = self._environment
+        file_system = os.statvfs(environment.directory)
+        return Figures(
+            used=environment.used() + (2 + FREE_LIST_PAGES) * environment.page,
+            map_size=environment.map_size,
+            allocated=environment.allocated(),
+            available=file_system.f_bavail * file_system.f_frsize,
+            inodes=file_system.f_ffree if file_system.f_files else -1,
+            reserve=self.reserve,
+        )
+
+    def measure(self) -> Figures:
+        """Look again, now."""
+        self._figures = self._look()
+        self._at = self._clock.monotonic()
+        return self._figures
+
+    def figures(self) -> Figures:
+        """The last look, or a new one where it is no longer fresh."""
+        if self._clock.monotonic() - self._at >= FRESH_SECONDS:
+            with contextlib.suppress(SpoolError, OSError):  # being opened anew, or closed: the last look must do
+                self.measure()
+        return self._figures
+
+    def room(self) -> Room:
+        found = self.figures()
+        return Room(max(0, found.free), found.inodes)
+
+    def keep_reserve(self) -> None:
+        """Have the reserve set aside behind the file's last page; what cannot be had is asked for again next time."""
+        environment = self._environment
+        end = environment.end()
+        if environment.allocated() - end < self.reserve and end < environment.map_size:
+            with contextlib.suppress(OSError):  # no room now: then there is none for new mail either
+                environment.allocate(end + 2 * self.reserve)

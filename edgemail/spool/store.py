@@ -1,0 +1,337 @@
+"""The spool on LMDB: opening it, and its verbs.
+
+Owns the composition of the package; the work is done by `view` (reading), `intake` (a message on its way in), `writer`
+(every transaction) and `recover` (the start after an unclean stop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from edgemail.clock import Clock
+from edgemail.envelope import Envelope, queue_id
+from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
+from edgemail.reply import Reply
+from edgemail.spool import layout, records
+from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, held
+from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.layout import Meta
+from edgemail.spool.records import Edit, Tail
+from edgemail.spool.recover import Recovered, recover
+from edgemail.spool.register import ID_BLOCK, Register, first_id
+from edgemail.spool.space import Space, admission
+from edgemail.spool.verbs import Change, Damaged, Room
+from edgemail.spool.view import View
+from edgemail.spool.writer import Need, Writer
+
+log = logging.getLogger("edgemail.spool")
+
+EDIT_COST: Final = 512  # bytes that one update or removal counts for in a batch
+KNOWN_FORMATS: Final = frozenset((layout.FORMAT,))
+
+
+def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0) -> Store:
+    """Open the spool in `directory`, or make one of `size` bytes; recover it if it was not closed.
+
+    Raises SpoolBusy where another process has it, SpoolError where it cannot be opened (the sentence says what to do).
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        holder = Holder(directory)
+    except OSError as error:
+        raise SpoolError(f"{directory}: {error.strerror}: it must be a directory that this user may write") from error
+    environment: Environment | None = None
+    try:
+        environment = Environment(directory, max(size, MIN_MAP))
+        register, recovered = _take_up(environment, clock)
+        store = Store(environment, holder, register, clock, minfree)
+        store.recovered = recovered
+        return store
+    except BaseException as error:
+        if environment is not None:
+            environment.close()
+        holder.release()
+        if isinstance(error, OSError):
+            raise SpoolError(f"{directory}: {error}") from error
+        raise
+
+
+def _take_up(environment: Environment, clock: Clock) -> tuple[Register, Recovered | None]:
+    """The meta record as it now stands on the medium, and what a recovery found."""
+    environment.reader_check()
+    meta = read_meta(environment)
+    empty = _empty(environment)
+    recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
+    with environment.read() as transaction:
+        highest = records.highest(transaction)
+    if meta is None:
+        meta = Meta(environment.page, layout.chunk_size(environment.page), first_id(clock.wall()))
+        if not empty:
+            log.warning("warning: %s: the spool's meta record is damaged and is made anew", environment.directory)
+            highest += ID_BLOCK  # given, perhaps, and never committed
+    register = Register(replace(meta, ceiling=max(meta.ceiling, highest + 1)), clock)
+    try:
+        with environment.write() as transaction:
+            register.ride(transaction)
+        register.landed()
+    except SpoolFull as error:
+        if empty:
+            raise
+        # Full to the last page: mail can leave, none is taken until the reservation of ids rides with a removal.
+        log.warning("warning: %s", error)
+        register.aborted()
+    return register, recovered
+
+
+def read_meta(environment: Environment) -> Meta | None:
+    """The meta record; None where there is none or it is damaged. Raises SpoolError for a format we do not know."""
+    with environment.read() as transaction:
+        record = transaction.get(layout.meta_key())
+    if record is None:
+        return None
+    try:
+        meta = layout.read_meta(record)
+    except SpoolDamaged:
+        return None
+    if meta.format not in KNOWN_FORMATS:
+        raise SpoolError(
+            f"{environment.directory}: this spool has format {meta.format}, which this release of edgemail does not "
+            f"know (it knows {layout.FORMAT}): start the release that wrote it, or move the directory away"
+        )
+    return meta
+
+
+def _empty(environment: Environment) -> bool:
+    with environment.read() as transaction, transaction.cursor() as cursor:
+        return not cursor.first()
+
+
+def _recover(environment: Environment, clock: Clock) -> Recovered | None:
+    try:
+        found = recover(environment, clock.wall())
+    except SpoolError as error:  # what could not be cleared away is passed over until the next start
+        log.warning("warning: %s: the spool was not recovered: %s", environment.directory, error)
+        return None
+    log.info(
+        "%s: not closed in order: messages=%d unfinished-dropped=%d damaged-set-aside=%d",
+        environment.directory,
+        found.messages,
+        found.dropped,
+        found.set_aside,
+    )
+    return found
+
+
+class Store:
+    """The `Spool` on LMDB. Made by `open_store`."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        holder: Holder,
+        register: Register,
+        clock: Clock,
+        minfree: int,
+    ) -> None:
+        self.recovered: Recovered | None = None  # what the start found, after an unclean stop
+        self.minfree = minfree
+        self._environment = environment
+        self._holder = holder
+        self._register = register
+        self._clock = clock
+        self._space = Space(environment, clock)
+        self._space.keep_reserve()
+        self._writer = Writer(environment, self._space, register, clock)
+        self._pool = Pool(self, environment.page, register.chunk)
+        self._view = View(environment, self._found_damaged)
+        self._reserving = False
+        self._closed = False
+        self._background: set[asyncio.Future[Any]] = set()
+
+    @property
+    def floor(self) -> float:
+        """The latest trusted date that the spool knows to have passed; 0.0 when it knows none."""
+        return self._register.wall
+
+    # Writing.
+
+    def intake(self) -> SpoolIntake:
+        """Begin a message. Raises SpoolFull where no more ids can be reserved on the medium."""
+        if self._closed:
+            raise SpoolError("the spool is closed")
+        if self._register.low and not self._reserving:
+            self._reserving = True
+            self._behind(self._writer.submit(lambda _: None), self._reserved)
+        return SpoolIntake(self._pool, self._register.give())
+
+    def _reserved(self) -> None:
+        self._reserving = False
+
+    async def apply(self, change: Change, *, lazy: bool = False) -> None:
+        edit = Edit.of(change, self._clock.wall())
+        await self._writer.submit(
+            lambda transaction: records.apply(transaction, edit), cost=_cost_of(edit), need=Need.NOTHING, lazy=lazy
+        )
+
+    async def quarantine(self, id: int, why: str) -> None:
+        log.warning("warning: %s: set aside: %s", queue_id(id), why)
+        await self._set_aside(id, why)
+
+    async def discard(self, id: int) -> bool:
+        """Delete what was set aside under this id, for good; False when there is no such thing."""
+        return await self._writer.submit(lambda transaction: records.discard(transaction, id))
+
+    def _set_aside(self, id: int, why: str) -> asyncio.Future[None]:
+        at = self._clock.wall()
+        return self._writer.submit(lambda transaction: records.set_aside(transaction, id, why, at))
+
+    def _found_damaged(self, error: SpoolDamaged) -> None:
+        """A reader met an envelope that does not parse: take it out of the queue, behind the reader's back."""
+        log.warning("warning: %s; set aside", error)
+        try:
+            self._behind(self._set_aside(error.id, error.why))
+        except RuntimeError:  # read outside of a loop: it stays, and is passed over, until the next time
+            pass
+
+    def _behind(self, future: asyncio.Future[Any], then: Callable[[], None] | None = None) -> None:
+        """Let a job be done for which nobody waits; its failure is logged by the writer already."""
+
+        def done(future: asyncio.Future[Any]) -> None:
+            self._background.discard(future)
+            if not future.cancelled():
+                future.exception()
+            if then is not None:
+                then()
+
+        self._background.add(future)
+        future.add_done_callback(done)
+
+    # What the intakes ask for.
+
+    def ship(self, id: int, part: int, chunk: bytes) -> asyncio.Future[None]:
+        return self._writer.submit(
+            lambda transaction: records.put_chunks(transaction, id, part, (chunk,)),
+            cost=self._pages(len(chunk)),
+            need=Need.ROOM,
+        )
+
+    def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+        fields = layout.fields_of(envelope)
+        edit = Edit.of(also, self._clock.wall())
+        cost = sum(self._pages(len(chunk)) for chunk in tail.chunks) + self._pages(len(fields)) + _cost_of(edit)
+        return self._writer.submit(
+            lambda transaction: records.finish(transaction, tail, fields, edit),
+            cost=cost,
+            need=Need.EXCHANGE if also.remove else Need.ROOM,
+        )
+
+    def drop(self, id: int) -> asyncio.Future[None]:
+        future = self._writer.submit(lambda transaction: records.drop(transaction, id))
+        future.add_done_callback(self._dropped)
+        return future
+
+    def _dropped(self, future: asyncio.Future[None]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            self._register.sound = False  # chunks without an envelope stay: the next start must look for them
+
+    def _pages(self, count: int) -> int:
+        page = self._environment.page
+        return -(-(count + layout.PAGE_OVERHEAD) // page) * page
+
+    # Reading.
+
+    def envelope(self, id: int) -> Envelope | None:
+        return self._view.envelope(id)
+
+    def envelopes(self) -> Iterator[Envelope]:
+        return self._view.envelopes()
+
+    def body(self, id: int) -> Iterator[bytes]:
+        return self._view.body(id)
+
+    def damaged(self) -> Iterator[Damaged]:
+        return self._view.damaged()
+
+    def room(self) -> Room:
+        return self._space.room()
+
+    def admission(self, size: int, message_size_limit: int) -> Reply | None:
+        """The refusal of a message of this size, None to let it come; by `minfree`, which may be set anew."""
+        return admission(self.room(), size, message_size_limit, self.minfree)
+
+    # The end.
+
+    async def close(self) -> None:
+        """Safe to call twice. What could not be written is logged: the next start recovers."""
+        if self._closed:
+            return
+        self._closed = True
+        for intake in tuple(self._pool.intakes):
+            if not intake.committing:  # that one is decided by what waits already
+                await intake.abort()
+        try:
+            await self._writer.submit(self._register.sign_off)
+        except SpoolError as error:
+            log.warning("warning: %s: not marked clean: %s", self._environment.directory, error)
+        finally:
+            self._writer.stop()
+            self._environment.close()
+            self._holder.release()
+
+
+def _cost_of(edit: Edit) -> int:
+    return EDIT_COST * (len(edit.update) + len(edit.remove)) + sum(len(fields) for _, fields in edit.update)
+
+
+class Reader(View):
+    """A spool opened for reading alone, by a tool, with the relay up or down. Use as a context manager."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.skipped: list[SpoolDamaged] = []  # envelopes that do not parse, met by `envelopes`
+        self.environment = environment
+        super().__init__(environment, self.skipped.append)
+
+    def close(self) -> None:
+        self.environment.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_reader(directory: Path) -> Reader:
+    """Open for reading. Raises SpoolError where there is no spool or it may not be read.
+
+    LMDB's readers take a slot in lock.mdb, so they need to write to it. Without that right a spool can still be read
+    while no relay has it open; while one has, a reader without a slot could be shown pages that are being reused.
+    """
+    try:
+        (directory / DATA).stat()
+    except FileNotFoundError:
+        raise SpoolError(f"{directory}: there is no spool here") from None
+    except OSError as error:
+        raise SpoolError(f"{directory}: {error.strerror}: ask as root or as the owner of the spool") from error
+    try:
+        environment = Environment(directory, readonly=True)
+    except SpoolError as error:
+        if held(directory):
+            raise SpoolError(
+                f"{directory}: in use, and this user may not write its lock.mdb: ask as root or as the owner ({error})"
+            ) from error
+        environment = Environment(directory, readonly=True, lock=False)
+    try:
+        read_meta(environment)
+    except SpoolError:
+        environment.close()
+        raise
+    return Reader(environment)

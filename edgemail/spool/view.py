@@ -1,0 +1,79 @@
+"""Reading: envelopes, bodies, and what was set aside. The relay reads so, and so do tools while it is down.
+
+Owns the short read transactions, and never holds one across a yield; never writes. Where an envelope turns out to be
+damaged on the way, `found` is told.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from edgemail.envelope import Envelope
+from edgemail.errors import SpoolDamaged
+from edgemail.spool import layout, records
+from edgemail.spool.environment import Environment
+from edgemail.spool.layout import Head
+from edgemail.spool.verbs import Damaged
+
+ENVELOPES_PER_READ: Final = 64  # limit: envelopes decoded in one read transaction
+
+
+class View:
+    """The reading half of the verbs."""
+
+    def __init__(self, environment: Environment, found: Callable[[SpoolDamaged], None]) -> None:
+        self._environment = environment
+        self._found = found
+
+    def envelope(self, id: int) -> Envelope | None:
+        with self._environment.read(id) as transaction:
+            record = transaction.get(layout.key(id, 0))
+        return None if record is None else layout.parse(id, record)[1]
+
+    def envelopes(self) -> Iterator[Envelope]:
+        at: int | None = 0
+        while at is not None:
+            with self._environment.read() as transaction:
+                whole, damaged, at = records.envelopes(transaction, at, ENVELOPES_PER_READ)
+            for error in damaged:
+                self._found(error)
+            yield from whole
+
+    def body(self, id: int) -> Iterator[bytes]:
+        """The chunks. Raises KeyError and SpoolDamaged at once where the envelope says so, otherwise on the way."""
+        with self._environment.read(id) as transaction:
+            record = transaction.get(layout.key(id, 0))
+        if record is None:
+            raise KeyError(id)
+        return self._chunks(id, layout.head_of(id, record))
+
+    def _chunks(self, id: int, head: Head) -> Iterator[bytes]:
+        size = crc = 0
+        for part in range(1, head.parts + 1):
+            with self._environment.read(id) as transaction:
+                chunk: bytes | None = transaction.get(layout.key(id, part))
+                if chunk is None and transaction.get(layout.key(id, 0)) is None:
+                    raise KeyError(id)  # finished, or set aside, while it was being read
+            if chunk is None:
+                raise SpoolDamaged(id, f"chunk {part} of {head.parts} is missing")
+            size += len(chunk)
+            crc = zlib.crc32(chunk, crc)
+            if part == head.parts:
+                self._compare(id, head, size, crc)
+            yield chunk
+        if head.parts == 0:
+            self._compare(id, head, size, crc)
+
+    @staticmethod
+    def _compare(id: int, head: Head, size: int, crc: int) -> None:
+        if size != head.size:
+            raise SpoolDamaged(id, f"body has {size} bytes, not {head.size}")
+        if crc != head.crc:
+            raise SpoolDamaged(id, "body does not match its checksum")
+
+    def damaged(self) -> Iterator[Damaged]:
+        with self._environment.read() as transaction:
+            found = records.notes(transaction)
+        yield from found

@@ -1,0 +1,225 @@
+"""The writer: one thread, the only one that writes. What collects while one commit is in the disk goes into the next.
+
+Owns the order of jobs, the size of a batch and what becomes of a batch that fails. Knows nothing of messages: a job is
+a function of a transaction. There are no timers but one: a lazy job waits LAZY_SECONDS at most for company.
+
+Every job submitted resolves its future, on the loop that submitted it, after the commit that made it durable or with
+SpoolFull or SpoolError; also when the spool is closed or the thread meets something it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from edgemail.clock import Clock
+from edgemail.errors import SpoolError, SpoolFull
+from edgemail.spool.environment import Environment, Transaction
+from edgemail.spool.register import Register
+from edgemail.spool.space import Space
+
+log = logging.getLogger("edgemail.spool")
+
+BATCH_BYTES: Final = 4 << 20  # limit: dirty bytes of one transaction; they are heap until it commits
+BATCH_JOBS: Final = 1024  # limit: jobs of one transaction
+LAZY_SECONDS: Final = 0.1  # limit: how long a lazy change may wait for another commit to ride with
+READER_CHECK_SECONDS: Final = 60.0  # how often the slots of dead readers are freed, while mail moves
+STRIKES: Final = (
+    3  # limit: failures in a row of single jobs, not for want of room, before the rest of a batch is given up
+)
+
+T = TypeVar("T")
+
+
+class Need(Enum):
+    """What a job asks of the spool's room."""
+
+    NOTHING = 0  # removes or rewrites: may use the reserve
+    ROOM = 1  # brings new mail
+    EXCHANGE = 2  # brings new mail for old (a bounce for its message): may use half the reserve
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One thing to do in a transaction. `cost` is the bytes it brings."""
+
+    steps: Callable[[Transaction], Any]
+    cost: int
+    need: Need
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    due: float  # time.monotonic(); 0.0 = at once
+    result: Any = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the writer has done since the start."""
+
+    transactions: int = 0
+    jobs: int = 0
+    failures: int = 0
+    largest: int = field(default=0)  # jobs in one transaction
+
+
+class Writer:
+    """`submit` and `stop` are for the loop's thread."""
+
+    def __init__(self, environment: Environment, space: Space, register: Register, clock: Clock) -> None:
+        self.tally = Tally()
+        self._environment = environment
+        self._space = space
+        self._register = register
+        self._clock = clock
+        self._checked = clock.monotonic()
+        self._jobs: deque[Job] = deque()
+        self._urgent = 0  # of `_jobs`
+        self._stopping = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="spool-writer", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, steps: Callable[[Transaction], T], *, cost: int = 0, need: Need = Need.NOTHING, lazy: bool = False
+    ) -> asyncio.Future[T]:
+        """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        job = Job(steps, cost, need, loop, future, time.monotonic() + LAZY_SECONDS if lazy else 0.0)
+        with self._wake:
+            if self._stopping:
+                future.set_exception(SpoolError("the spool is closed"))
+                return future
+            self._jobs.append(job)
+            if not lazy:
+                self._urgent += 1
+            if self._urgent or len(self._jobs) == 1:
+                self._wake.notify()
+        return future
+
+    def stop(self) -> None:
+        """Do what is waiting, then end the thread. Nothing is taken any more. Blocks until it has ended."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    # From here on: the writer's thread.
+
+    def _work(self) -> None:
+        while batch := self._collect():
+            try:
+                self._execute(batch)
+            except BaseException as error:  # a mistake of ours must not leave anyone waiting
+                log.exception("panic: the spool's writer failed")
+                self._deliver(batch, SpoolError(f"the spool's writer failed: {error!r}"))
+
+    def _collect(self) -> list[Job]:
+        """Wait until there is something to do; all of it, within the bounds of a batch. Empty: it is time to end."""
+        with self._wake:
+            while not (self._urgent or (self._stopping and self._jobs)):
+                if self._stopping:
+                    return []
+                wait = self._jobs[0].due - time.monotonic() if self._jobs else None
+                if wait is not None and wait <= 0:
+                    break
+                self._wake.wait(wait)
+            batch: list[Job] = []
+            cost = 0
+            while self._jobs and len(batch) < BATCH_JOBS and (not batch or cost + self._jobs[0].cost <= BATCH_BYTES):
+                job = self._jobs.popleft()
+                self._urgent -= job.due == 0.0
+                cost += job.cost
+                batch.append(job)
+            return batch
+
+    def _execute(self, batch: list[Job]) -> None:
+        """Commit the batch. If it fails, its halves, and so on: one bad job does not fail its neighbours."""
+        waiting = [batch]
+        strikes = 0
+        while waiting:
+            part = waiting.pop()
+            try:
+                self._transact(part)
+            except SpoolError as error:
+                self.tally.failures += 1
+                if len(part) > 1 and strikes < STRIKES:
+                    middle = len(part) // 2
+                    waiting += (part[middle:], part[:middle])
+                    continue
+                log.warning("warning: %s", error)
+                if not isinstance(error, SpoolFull):
+                    strikes += 1
+                self._deliver(part, error)
+            else:
+                strikes = 0
+                self._deliver(part)
+
+    def _transact(self, part: list[Job]) -> None:
+        """One transaction. Raises SpoolError and leaves nothing done; a job without room fails by itself."""
+        free = self._space.figures().free
+        try:
+            with self._environment.write() as transaction:
+                for job in part:
+                    job.result, job.error = None, None
+                    spare = self._space.reserve // 2 if job.need is Need.EXCHANGE else 0
+                    if job.need is not Need.NOTHING and job.cost > free + spare:
+                        job.error = SpoolFull("the spool is full")
+                        continue
+                    free -= job.cost
+                    job.result = job.steps(transaction)
+                self._register.ride(transaction)
+            self._register.landed()
+        except SpoolError:
+            self._register.aborted()
+            raise
+        except Exception as error:
+            self._register.aborted()
+            log.exception("panic: a job of the spool's writer failed")
+            raise SpoolError(f"the job failed: {error!r}") from error
+        finally:
+            self._look_after()
+        self.tally.transactions += 1
+        self.tally.jobs += len(part)
+        self.tally.largest = max(self.tally.largest, len(part))
+
+    def _look_after(self) -> None:
+        """What is due behind every transaction, and must not fail it: it is decided already."""
+        try:
+            self._space.keep_reserve()
+            self._space.measure()
+            if self._clock.monotonic() - self._checked >= READER_CHECK_SECONDS:
+                self._checked = self._clock.monotonic()
+                self._environment.reader_check()
+        except (SpoolError, OSError) as error:
+            log.warning("warning: after a commit: %s", error)
+
+    def _deliver(self, part: list[Job], error: Exception | None = None) -> None:
+        """Hand the results back, with one wake-up for each loop."""
+        loops: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        for job in part:
+            job.error = error or job.error
+            loops.setdefault(job.loop, []).append(job)
+        for loop, jobs in loops.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, jobs)
+            except RuntimeError:  # that loop is closed: nobody waits any more
+                pass
+
+
+def _resolve(jobs: list[Job]) -> None:
+    for job in jobs:
+        if job.future.done():  # its task was cancelled
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
