@@ -1,0 +1,62 @@
+"""What a workload told the world, at its place among its writes, and what therefore must hold after a cut.
+
+Lines: `I id sha` the message is begun and will have this content; `A id` its 250 left; `G id` the next hop has it;
+`F id` its completion is on the medium.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.crash.record import MARK, Op
+
+
+@dataclass
+class Ledger:
+    """The marks up to a cut."""
+
+    intended: dict[int, str] = field(default_factory=dict)
+    accepted: set[int] = field(default_factory=set)
+    given: set[int] = field(default_factory=set)
+    finished: set[int] = field(default_factory=set)
+
+    def take(self, line: bytes) -> None:
+        kind, number, *rest = line.decode().split()
+        id = int(number)
+        if kind == "I":
+            self.intended[id] = rest[0]
+        else:
+            {"A": self.accepted, "G": self.given, "F": self.finished}[kind].add(id)
+
+    def faults(self, found: Mapping[int, bytes]) -> list[str]:
+        """What is wrong with a spool that holds `found` after the cut; empty when all is well."""
+        wrong = []
+        for id in self.accepted - self.given:
+            if id not in found:
+                wrong.append(f"{id}: acknowledged, not handed on, and gone")
+        for id in self.finished & found.keys():
+            wrong.append(f"{id}: its completion was on the medium, and it is back")
+        for id, content in found.items():
+            if id not in self.intended:
+                wrong.append(f"{id}: nobody ever sent it")
+            elif hashlib.sha256(content).hexdigest() != self.intended[id]:
+                wrong.append(f"{id}: not what was sent ({len(content)} octets)")
+        return wrong
+
+
+def ledgers(ops: Sequence[Op], cuts: Iterable[int]) -> dict[int, Ledger]:
+    """The ledger as it stood at each of the cuts."""
+    wanted = sorted(set(cuts))
+    made: dict[int, Ledger] = {}
+    now = Ledger()
+    at = 0
+    for cut in wanted:
+        for op in ops[at:cut]:
+            if op.kind == MARK:
+                for line in op.data.splitlines():
+                    now.take(line)
+        at = cut
+        made[cut] = Ledger(dict(now.intended), set(now.accepted), set(now.given), set(now.finished))
+    return made
