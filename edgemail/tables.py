@@ -52,10 +52,11 @@ def parse_pairs(path: Path, text: str) -> dict[str, str]:
         else:
             key, value = (*line.split(None, 1), "")[:2]
         if not value:
-            raise TableError(f"{path}:{number}: '{key}' has no value; expected: key, blank, value")
+            # the key is not quoted: in a table of passwords it may be a password without its key
+            raise TableError(f"{path}:{number}: no value; expected: key, blank, value")
         key = key.lower()
         if key in pairs:
-            log.warning("warning: %s:%d: '%s' stands here twice; the first one counts", path, number, key)
+            log.warning("warning: %s:%d: this key stands here twice; the first one counts", path, number)
         else:
             pairs[key] = value
     return pairs
@@ -151,7 +152,7 @@ def open_table(spec: TableSpec, base: Path | None, monotonic: Monotonic) -> Tabl
     if kind == "static":
         return Static(_unbraced(source))
     if kind == "inline":
-        pairs = _inline_pairs(spec, source)
+        pairs = _inline_pairs(source)
         return Pairs(lambda: pairs)
     path = (base or Path()) / source
     if kind in LITERAL_TYPES:
@@ -174,13 +175,13 @@ def _unbraced(text: str) -> str:
     return bare[1:-1].strip() if bare.startswith("{") and bare.endswith("}") else bare
 
 
-def _inline_pairs(spec: str, source: str) -> dict[str, str]:
+def _inline_pairs(source: str) -> dict[str, str]:
     """`inline:{key=value, {key = value with blanks}}`."""
     pairs: dict[str, str] = {}
     for braced, plain in re.findall(r"\{([^{}]*)\}|([^\s,{}]+)", _unbraced(source)):
         key, equals, value = (braced or plain).partition("=")
         if not (key.strip() and equals and value.strip()):
-            raise TableError(f'\'{spec}\': expected key=value; an inline table reads better: {{"key" = "value"}}')
+            raise TableError('inline: expected key=value; an inline table reads better: {"key" = "value"}')
         pairs.setdefault(key.strip().lower(), value.strip())
     return pairs
 
