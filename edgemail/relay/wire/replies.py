@@ -163,8 +163,3 @@ def too_many_recipients_from(client: str) -> Reply:
 
 def shutting_down(host: str) -> Reply:
     return Reply(421, "4.3.2", f"{host} Service shutting down")
-
-
-def flooded(host: str) -> Reply:
-    """The content went past twice message_size_limit, or a line did not end within its bound many times over."""
-    return Reply(421, "4.3.4", f"{host} Error: message far too big")
