@@ -48,7 +48,10 @@ class Reply:
     def encode(self) -> bytes:
         """The reply on the wire: code and enhanced code on every line, controls made '?', 512 octets a line at most."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = self.text.split("\n")
+        text = self.text
+        if text.isascii() and text.isprintable() and len(text) < MAX_REPLY_LINE - 32:  # nearly all are
+            return f"{self.code} {prefix}{text}\r\n".encode("ascii", "replace")
+        lines = text.split("\n")
         out = bytearray()
         for number, line in enumerate(lines):
             mark = " " if number == len(lines) - 1 else "-"
