@@ -374,26 +374,26 @@ class Dialog:
     # What an answer changes
 
     def _settle(self, event: Command | End, reply: Reply) -> None:
-        if isinstance(event, End):
+        if isinstance(event, Mail):
+            if reply.positive:
+                self._state = State.SENDER
+                self._utf8 = event.smtputf8
+        elif isinstance(event, Rcpt):
+            if reply.positive:
+                self._state = State.RECIPIENT
+                self.recipients += 1
+        elif isinstance(event, Begin):
+            self._begin(event, reply)
+        elif isinstance(event, End):
             self._end_transaction()
             if reply.positive:
                 self.junk = 0
-        elif isinstance(event, Begin):
-            self._begin(event, reply)
         elif isinstance(event, Auth | AuthResponse):
             self._reader = Dialog._exchange if reply.code == 334 else Dialog._command
-        elif not reply.positive:
-            return
-        elif isinstance(event, Mail):
-            self._state = State.SENDER
-            self._utf8 = event.smtputf8
-        elif isinstance(event, Rcpt):
-            self._state = State.RECIPIENT
-            self.recipients += 1
-        elif isinstance(event, Hello):
+        elif isinstance(event, Hello) and reply.positive:
             self.hello, self.extended = event.name, event.extended
             self._end_transaction()
-        elif isinstance(event, StartTls):
+        elif isinstance(event, StartTls) and reply.positive:
             self._reader = Dialog._handshake
 
     def _begin(self, event: Begin, reply: Reply) -> None:

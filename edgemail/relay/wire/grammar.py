@@ -76,7 +76,7 @@ def parse_mail(argument: str, *, strict: bool = False, smtputf8: bool = True, ds
         raise Malformed(replies.MAIL_SYNTAX)
     sender, rest = parse_path(argument[5:], replies.BAD_SENDER, strict=strict, reverse=True)
     if not rest:
-        if not str(sender).isascii():
+        if not argument.isascii():
             raise Malformed(replies.NEEDS_SMTPUTF8)
         return Mail(sender)
     size, body, utf8, ret, envid = -1, Body.SEVEN_BIT, False, None, ""

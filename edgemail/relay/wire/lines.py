@@ -53,6 +53,8 @@ class Lines:
         if self._dropping and not self._drop():
             return None
         data, start = self._data, self._at
+        if start == len(data):
+            return None
         limit = AUTH_LINE_LIMIT if auth else self._limit
         end = data.find(self._end, start, start + limit + 2)
         if end < 0 and len(data) - start > limit + 1 and data[start : start + 5].upper() == b"AUTH ":
