@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from edgemail.boot import config
-from edgemail.boot.control import (
+from edgemail.boot.frames import (
+    EX_CONFIG,
     EX_NOPERM,
     EX_SOFTWARE,
     EX_TEMPFAIL,
@@ -29,7 +30,6 @@ from edgemail.boot.control import (
 )
 from edgemail.errors import ConfigurationError, EdgemailError
 
-EX_CONFIG: Final = 78
 ANSWER_SECONDS: Final = 600.0  # limit: seconds that a command waits for the daemon's next line
 BUSY_TRIES: Final = 20  # limit: times that a command comes back to a daemon that serves too many at once
 BUSY_PAUSE: Final = 0.25  # seconds between them
@@ -56,9 +56,10 @@ class Down(Failure):
 class Office:
     """Where the commands take their requests: the daemon of one queue directory, or the spool when it is down."""
 
-    def __init__(self, directory: Path, path: str) -> None:
+    def __init__(self, directory: Path, path: str, myhostname: str = "") -> None:
         self.directory = directory
         self.path = path  # of the configuration file
+        self.myhostname = myhostname or socket.gethostname()
         self.standing = False  # whether the last answer came from the spool itself
 
     @classmethod
@@ -69,7 +70,8 @@ class Office:
         """
         path = config.find(path)
         try:
-            directory = config.load(path, files=False).settings.queue_directory
+            settings = config.load(path, files=False).settings
+            return cls(Path(settings.queue_directory), path, settings.myhostname)
         except ConfigurationError as error:
             try:
                 directory = str(tomllib.loads(Path(path).read_text())["queue_directory"])
@@ -108,18 +110,16 @@ class Office:
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
         if len(line) > MAX_REQUEST:
             raise Failure("the request is too long", EX_UNAVAILABLE)
+        last: Mapping[str, Any] = {}
         for _ in range(BUSY_TRIES):
             with contextlib.closing(self._connected()) as connection, connection.makefile("rb") as answer:
                 try:
-                    _send(connection, line, content)
-                    last = _answer(answer, sink)
+                    last = _exchange(connection, answer, line, content, sink)
                 except TimeoutError:
                     raise Failure("the relay does not answer", EX_TEMPFAIL) from None
                 except OSError as error:
                     raise Failure(f"the relay went away: {error.strerror}", EX_TEMPFAIL) from error
             if not last.get("busy"):
-                break
-            if content is not None:  # it is used up
                 break
             time.sleep(BUSY_PAUSE)
         if "error" in last:
@@ -145,39 +145,40 @@ class Office:
         return connection
 
 
-def _send(connection: socket.socket, line: bytes, content: Iterable[bytes] | None) -> None:
-    """The request and its content. A refusal may come before all is sent: then it is the answer that counts."""
-    try:
+def _exchange(
+    connection: socket.socket,
+    answer: BinaryIO,
+    line: bytes,
+    content: Iterable[bytes] | None,
+    sink: Sink | None,
+) -> Mapping[str, Any]:
+    """The request, its content once the daemon says `go`, and the answer to its last line."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read: the answer says why
         connection.sendall(line)
-        if content is None:
-            return
-        for piece in content:
-            for start in range(0, len(piece), MAX_FRAME):
-                frame = piece[start : start + MAX_FRAME]
-                connection.sendall(b'{"octets":%d}\n' % len(frame) + frame)
-        connection.sendall(b'{"octets":0}\n')
-    except (BrokenPipeError, ConnectionResetError):
-        return
-
-
-def _answer(answer: BinaryIO, sink: Sink | None) -> Mapping[str, Any]:
-    """Read lines and frames until the last line."""
     while line := answer.readline():
-        data = json.loads(line)
+        data: Mapping[str, Any] = json.loads(line)
         if data.get("done"):
-            found: Mapping[str, Any] = data
-            return found
-        octets = data.get("octets")
-        if octets is None:
-            if sink is not None:
-                sink(data)
+            return data
+        if data.get("go"):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                _send(connection, content or ())
             continue
-        content = answer.read(octets)
-        if len(content) < octets:
+        octets = data.get("octets")
+        found = data if octets is None else answer.read(octets)
+        if isinstance(found, bytes) and len(found) < (octets or 0):
             break
         if sink is not None:
-            sink(content)
+            sink(found)
     raise Failure("the relay went away", EX_TEMPFAIL)
+
+
+def _send(connection: socket.socket, content: Iterable[bytes]) -> None:
+    """Content in frames, and the empty one."""
+    for piece in content:
+        for start in range(0, len(piece), MAX_FRAME):
+            frame = piece[start : start + MAX_FRAME]
+            connection.sendall(b'{"octets":%d}\n' % len(frame) + frame)
+    connection.sendall(b'{"octets":0}\n')
 
 
 def become_owner(directory: Path) -> None:

@@ -2,7 +2,8 @@
 
 A connection carries one request, a line of JSON with `verb`; the answer is lines of JSON, the last with `done` (and
 `error` and `code`, a sysexits number, when it failed). Content goes both ways in frames: `{"octets": n}` and n octets
-after it; n = 0 ends it. What the verbs do is in `verbs`; this module never touches a message.
+after it; that of a request comes after the answer's line `{"go": true}`, and n = 0 ends it. What the verbs do is in
+`verbs`; this module never touches a message.
 """
 
 from __future__ import annotations
@@ -20,27 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from edgemail.boot.frames import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, MAX_FRAME, MAX_REQUEST, SOCKET_NAME, addressed
 from edgemail.errors import EdgemailError
+
+__all__ = ["SOCKET_NAME", "Channel", "ControlServer", "Gone", "Peer", "Refused", "Verb"]
 
 log = logging.getLogger("edgemail.control")
 
-SOCKET_NAME: Final = "control"
 SOCKET_MODE: Final = 0o660
-MAX_REQUEST: Final = 65_536  # limit: octets of a request line on the control socket
-MAX_FRAME: Final = 65_536  # limit: octets of one frame of content on the control socket
 MAX_CONNECTIONS: Final = 32  # limit: connections to the control socket at once; one more is told to come back
 REQUEST_SECONDS: Final = 10.0  # limit: seconds for a request line on the control socket
 FRAME_SECONDS: Final = 300.0  # limit: seconds without content from sendmail, as for DATA (RFC 5321 4.5.3.2.5)
 WRITE_SECONDS: Final = 30.0  # limit: seconds that a reader of the control socket may stand still
-MAX_SUN_PATH: Final = 107  # octets of a socket's path, unix(7)
-
-EX_OK: Final = 0
-EX_USAGE: Final = 64
-EX_DATAERR: Final = 65
-EX_UNAVAILABLE: Final = 69
-EX_SOFTWARE: Final = 70
-EX_TEMPFAIL: Final = 75
-EX_NOPERM: Final = 77
 
 
 class Refused(EdgemailError):
@@ -249,16 +241,3 @@ class ControlServer:
 def _peer(writer: asyncio.StreamWriter) -> Peer:
     packed = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return Peer(*struct.unpack("3i", packed))
-
-
-@contextlib.contextmanager
-def addressed(path: Path) -> Any:
-    """An address for a unix socket at `path`, short enough for the kernel however deep the directory lies."""
-    if len(os.fsencode(path)) <= MAX_SUN_PATH:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from edgemail.boot import config
-from edgemail.boot.client import EX_CONFIG, Failure, Sink, become_owner
-from edgemail.boot.control import EX_TEMPFAIL, Channel, Peer, Refused
+from edgemail.boot.client import Failure, Sink, become_owner
+from edgemail.boot.control import Channel, Peer, Refused
+from edgemail.boot.frames import EX_CONFIG, EX_TEMPFAIL
 from edgemail.boot.verbs import Desk
 from edgemail.clock import Clock, SystemClock
 from edgemail.envelope import Envelope
@@ -22,7 +23,7 @@ from edgemail.errors import ConfigurationError, SpoolBusy, SpoolDamaged, SpoolEr
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Change, Spool
 
-READING: Final = ("queue.list", "queue.show", "queue.why", "queue.damaged", "queue.cat", "shape", "status")
+READING: Final = ("queue.list", "queue.show", "queue.why", "queue.damaged", "queue.cat", "shape")
 CHANGING: Final = ("queue.hold", "queue.release", "queue.delete", "queue.requeue")
 
 
@@ -139,17 +140,23 @@ async def _carry_out(
 
     clock = SystemClock()
     settings = configuration.settings
-    spool: Spool
     if verb in READING:
-        spool = cast(Spool, open_reader(directory))
-    else:
-        spool = open_store(directory, settings.spool_size, clock, settings.queue_minfree)
+        with open_reader(directory) as reader:
+            return await _done(verb, cast(Spool, reader), configuration, request, sink)
+    store = open_store(directory, settings.spool_size, clock, settings.queue_minfree)
     try:
-        queue = StandingQueue(spool, clock, configuration)
-        desk = Desk(spool, queue, clock, lambda: configuration, reload=_nothing, refusal=lambda size: None)
-        return await desk.verbs()[verb].run(dict(request), cast(Channel, Counter(sink)))
+        return await _done(verb, store, configuration, request, sink)
     finally:
-        await spool.close()
+        await store.close()
+
+
+async def _done(
+    verb: str, spool: Spool, configuration: Configuration, request: Mapping[str, Any], sink: Sink | None
+) -> Mapping[str, Any]:
+    clock = SystemClock()
+    queue = StandingQueue(spool, clock, configuration)
+    desk = Desk(spool, queue, clock, lambda: configuration, reload=_nothing, refusal=lambda size: None)
+    return await desk.verbs()[verb].run(dict(request), cast(Channel, Counter(sink)))
 
 
 async def _nothing() -> None:

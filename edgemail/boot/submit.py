@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edgemail.boot.control import EX_DATAERR, EX_UNAVAILABLE, EX_USAGE, Refused
+from edgemail.boot.control import Refused
+from edgemail.boot.frames import EX_DATAERR, EX_UNAVAILABLE, EX_USAGE
 from edgemail.clock import Clock
 from edgemail.envelope import Address, Body, Envelope, Notify, Origin, Recipient, Ret
 from edgemail.relay.queue.requeue import stamp

@@ -1,6 +1,7 @@
 """What may be asked of the running relay: the table of verbs and what each does with spool and scheduler.
 
 Works in batches with a breath between them, so that a queue of thousands never holds up a session. Formats nothing.
+`boot.serve` puts it together: `ControlServer(directory / SOCKET_NAME, Desk(spool, scheduler, ...).verbs())`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from typing import Any, Final, Protocol
 
 from edgemail import __version__
-from edgemail.boot.control import EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE, Channel, Refused, Verb
+from edgemail.boot.control import Channel, Refused, Verb
 from edgemail.boot.entries import STATES, Entry, Selection, Site, entry, parse_id
+from edgemail.boot.frames import EX_CONFIG, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from edgemail.boot.listing import Causes, Shape
 from edgemail.boot.submit import Submission, accept
 from edgemail.clock import Clock
@@ -184,7 +186,7 @@ class Desk:
 
     async def hold(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
         """No more attempts until it is released."""
-        reason = _text(request, "reason_to_hold")
+        reason = _text(request, "because")
         return await self._act(request, channel, lambda ids: self.queue.hold(ids, reason), "placed on hold")
 
     async def release(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
@@ -212,9 +214,9 @@ class Desk:
             await self._reload()
         except ConfigurationError as error:
             lines = [f"{error.path}:{p.line}: {p.key}: {p.message}" for p in error.problems]
-            raise Refused("\n".join(lines) or str(error), 78) from error
+            raise Refused("\n".join(lines) or str(error), EX_CONFIG) from error
         except TableError as error:
-            raise Refused(str(error), 78) from error
+            raise Refused(str(error), EX_CONFIG) from error
         return {}
 
     async def submit(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
@@ -227,6 +229,7 @@ class Desk:
         pause = self.queue.flow()
         if pause > 0:
             await asyncio.sleep(pause)
+        await channel.say({"go": True})
         try:
             envelope = await accept(
                 submission, channel.content(), self.spool, self.clock, settings=settings, uid=channel.peer.uid

@@ -1,0 +1,203 @@
+"""`edgemail`: the command line. Owns its options and their help; each command's work is in a module of its own.
+
+What serves is imported when it is to serve: a command that asks the daemon starts in a fraction of that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from edgemail import __version__
+from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_USAGE
+from edgemail.errors import ConfigurationError
+
+DESCRIPTION: Final = "A crash-safe mail relay for small gateways: it queues until the link is up."
+EPILOG: Final = """\
+examples:
+  edgemail demo                            a relay on loopback that shows what it does
+  edgemail check --config relay.toml       every mistake at once, with line and hint
+  edgemail run --config relay.toml         serve in the foreground; SIGHUP reloads, SIGTERM drains and stops
+  edgemail queue why                       why mail waits
+  edgemail config -n                       what the file changes
+
+without --config: $EDGEMAIL_CONFIG, then /etc/edgemail/edgemail.toml
+also known as: sendmail, mailq, postqueue, postsuper, postcat, qshape
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong use exits with 64, as sysexits has it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from edgemail.boot import queue_command
+
+    raw = argparse.RawDescriptionHelpFormatter
+    top = Parser(prog="edgemail", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    top.add_argument("--config", metavar="FILE", default=None, help="the configuration file")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="serve in the foreground until SIGTERM")
+    run.set_defaults(run=_run)
+    check = commands.add_parser("check", help="check a configuration; silent when all is well")
+    check.add_argument("--json", action="store_true", help="problems as JSON lines")
+    check.set_defaults(run=_check)
+    config = commands.add_parser(
+        "config",
+        help="print the configuration in force",
+        description="Print the configuration in force, as a file would spell it.",
+        epilog="examples:\n  edgemail config -n\n  edgemail config -h message_size_limit\n  edgemail config --json",
+        formatter_class=raw,
+        add_help=False,
+    )
+    config.add_argument("--help", action="help", help="show this help message and exit")
+    config.add_argument("names", nargs="*", metavar="NAME", help="these parameters only")
+    which = config.add_mutually_exclusive_group()
+    which.add_argument("-n", action="store_true", dest="changed", help="only what the file sets")
+    which.add_argument("-d", action="store_true", dest="defaults", help="the defaults")
+    config.add_argument("-h", action="store_true", dest="bare", help="values without names, as postconf -h")
+    config.add_argument("--json", action="store_true", help="durations in seconds, sizes in bytes")
+    config.set_defaults(run=_config)
+    queue_command.add_to(commands)
+    reload = commands.add_parser("reload", help="let the running relay read its configuration again")
+    reload.set_defaults(run=_reload)
+    status = commands.add_parser("status", help="what the running relay says of itself, as JSON")
+    status.add_argument("--json", action="store_true", help="is what it prints anyway")
+    status.set_defaults(run=_status)
+    passwd = commands.add_parser("passwd", help="set or delete a user's password for AUTH")
+    passwd.add_argument("--delete", action="store_true", help="take the user away")
+    passwd.add_argument("user", metavar="USER")
+    passwd.set_defaults(run=_passwd)
+    demo = commands.add_parser("demo", help="run a relay on loopback and show a message's way through it")
+    demo.add_argument("directory", nargs="?", default="var", help="where its files go (default: ./var)")
+    demo.set_defaults(run=_demo)
+    version = commands.add_parser("version", help="print the version")
+    version.add_argument("--json", action="store_true", help="as JSON")
+    version.set_defaults(run=_version)
+    for command in commands.choices.values():
+        _accept_config(command)
+    return top
+
+
+def _accept_config(command: argparse.ArgumentParser) -> None:
+    """`--config` may stand behind the command too, and behind its subcommand."""
+    command.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="the configuration file")
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _accept_config(inner)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `edgemail`; returns the exit code."""
+    from edgemail.boot.client import Failure
+
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except ConfigurationError as error:
+        from edgemail.boot import config
+
+        print(config.report(error.path, error.problems), file=sys.stderr)
+        return EX_CONFIG
+    except Failure as failure:
+        print(f"edgemail: {failure}", file=sys.stderr)
+        return failure.code
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EX_OK
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edgemail.boot import serve
+
+    return serve.run(arguments.config)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from edgemail.boot import demo
+
+    return demo.run(arguments.directory)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from edgemail.boot import config
+
+    path = config.find(arguments.config)
+    try:
+        errors, warnings = config.check(config.load(path))
+    except ConfigurationError as error:
+        errors, warnings = error.problems, ()
+    if arguments.json:
+        for kind, problems in (("error", errors), ("warning", warnings)):
+            for one in problems:
+                found = {"file": path, "line": one.line, "key": one.key, "message": one.message, "hint": one.hint}
+                print(json.dumps({"kind": kind, **found}, ensure_ascii=False))
+    else:
+        if warnings:
+            print(config.report(path, warnings).replace(f"{path}:", f"warning: {path}:"), file=sys.stderr)
+        if errors:
+            print(config.report(path, errors), file=sys.stderr)
+    return EX_CONFIG if errors else EX_OK
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from edgemail.boot import config, show
+    from edgemail.boot.expand import Mistake
+
+    configuration = config.load(config.find(arguments.config), files=False)
+    changed, defaults = arguments.changed, arguments.defaults
+    try:
+        if arguments.json:
+            print(show.as_json(configuration, arguments.names, changed=changed))
+        else:
+            print(show.text(configuration, arguments.names, changed=changed, defaults=defaults, bare=arguments.bare))
+    except Mistake as mistake:
+        print(f"edgemail: {mistake}", file=sys.stderr)
+        return EX_USAGE
+    return EX_OK
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from edgemail.boot.client import Office
+
+    Office.of(arguments.config).ask({"verb": "reload"})
+    return EX_OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from edgemail.boot.client import Office
+
+    answer = Office.of(arguments.config).ask({"verb": "status"})
+    print(json.dumps({name: value for name, value in answer.items() if name != "done"}, ensure_ascii=False, indent=2))
+    return EX_OK
+
+
+def _passwd(arguments: argparse.Namespace) -> int:
+    from edgemail.boot import config
+    from edgemail.boot.passwd import passwd
+
+    return passwd(config.load(config.find(arguments.config), files=False), arguments.user, delete=arguments.delete)
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    print(json.dumps({"version": __version__}) if arguments.json else f"edgemail {__version__}")
+    return EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
