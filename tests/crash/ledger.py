@@ -32,12 +32,9 @@ class Ledger:
 
     def faults(self, found: Mapping[int, bytes]) -> list[str]:
         """What is wrong with a spool that holds `found` after the cut; empty when all is well."""
-        wrong = []
-        for id in self.accepted - self.given:
-            if id not in found:
-                wrong.append(f"{id}: acknowledged, not handed on, and gone")
-        for id in self.finished & found.keys():
-            wrong.append(f"{id}: its completion was on the medium, and it is back")
+        lost = self.accepted - self.given - found.keys()
+        wrong = [f"{id}: acknowledged, not handed on, and gone" for id in lost]
+        wrong += [f"{id}: its completion was on the medium, and it is back" for id in self.finished & found.keys()]
         for id, content in found.items():
             if id not in self.intended:
                 wrong.append(f"{id}: nobody ever sent it")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tests.crash.record import ALLOCATE, MARK, MMAP_SHARED, SYNC, TRUNCATE, WRITE, Op
 
 SECTOR = 512
+CREATION = 16  # operations in which a spool comes to be; each of them is cut
 
 Files = tuple[bytes, ...]
 
@@ -107,8 +108,8 @@ def build(durable: bytearray, ops: Sequence[Op], extended: bool = False, all_ops
     return bytes(content)
 
 
-def states(ops: Sequence[Op], files: int, rng: random.Random, count: int, every: int = 1) -> Iterator[State]:
-    """Distinct states after each `every`th prefix of `ops`; `count` random subsets for each beside the plain ones."""
+def states(ops: Sequence[Op], files: int, rng: random.Random, count: int, share: float = 1.0) -> Iterator[State]:
+    """Distinct states after each prefix of `ops`, or a random `share` of them; `count` random subsets for each."""
     media = [Medium() for _ in range(files)]
     seen: set[tuple[int, ...]] = set()
     marks = 0
@@ -118,7 +119,7 @@ def states(ops: Sequence[Op], files: int, rng: random.Random, count: int, every:
         if op is not None and op.kind == MARK:
             marks += 1
             continue
-        if number % every == 0 or op is None:
+        if number < CREATION or rng.random() < share or op is None:
             flying = op
             at = flying.file if flying is not None else 0
             for how, content in media[at].variants(flying, rng, count):
