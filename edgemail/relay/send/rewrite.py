@@ -223,10 +223,10 @@ def fold(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
         held = data[at:]
         if out:
             yield bytes(out)
-    while len(held) > room and not held.endswith(b"\r\n", 0, room + 2):
+    if len(held) > room:  # by one octet: the end of a message whose last line has no CRLF
         cut = _whole(held, 0, room)
         yield held[:cut] + b"\r\n "
-        held, room = held[cut:], limit - 1
+        held = held[cut:]
     if held:
         yield held
 
