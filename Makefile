@@ -1,0 +1,53 @@
+# edgemail: `make run` shows it at work, `make test` tests it. Nothing here needs root.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check fmt clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+
+install: $(VENV)/.installed ## the environment in .venv, with edgemail and the compatible commands in .venv/bin
+
+run: install ## the relay in the foreground, with a demonstration; CONFIG=my.toml runs your own configuration
+ifdef CONFIG
+	@exec $(BIN)/edgemail run --config "$(CONFIG)"
+else
+	@exec $(BIN)/edgemail demo
+endif
+
+test: $(VENV)/.tests ## everything that is tested; ARGS="-k name" for a part
+	@if [ -f tests/peers/__main__.py ]; then $(BIN)/python -m tests.peers install; fi
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.tests ## formatting, linters, types and unit tests: under a minute, no network
+	@$(BIN)/ruff check -q
+	@$(BIN)/ruff format -q --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/test_linters.py $(ARGS)
+
+fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ anew
+	@$(BIN)/ruff check -q --fix
+	@$(BIN)/ruff format -q
+	@$(BIN)/python -m tests.reference
+
+clean: ## remove what was made here, but for ./var, which may hold mail
+	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Made again when pyproject.toml changes; otherwise no network is needed.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "edgemail needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.13 install" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "python3-venv is missing: apt install python3-venv" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.installed
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
