@@ -214,8 +214,9 @@ def test_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFix
         clock.advance(1)
         assert tables.find("a") == "2"
     path.unlink()
-    clock.advance(1)
-    assert tables.find("a") == "2"
+    for _ in range(3):
+        clock.advance(1)
+        assert tables.find("a") == "2"
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2
     assert "table:1: no value" in warnings[0]
