@@ -11,6 +11,7 @@ help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
 
 install: $(VENV)/.installed ## the environment in .venv, with edgemail and the compatible commands in .venv/bin
+	@:
 
 run: install ## the relay in the foreground, with a demonstration; CONFIG=my.toml runs your own configuration
 ifdef CONFIG
