@@ -98,6 +98,7 @@ class Session:
         self.client = Client(settings.smtp_helo_name, discard=settings.smtp_discard_ehlo_keywords)
         self.tls: ssl.SSLObject | None = None
         self.login_passed_over = False  # we have a login for this server, and it did not offer AUTH
+        self.setup_done = False
         self._line = line
         self._verified = False
         self._limits = {
@@ -139,6 +140,7 @@ class Session:
             await self._starttls(contexts, nexthop, dated)
         if login is not None:
             await self._authenticate(login)
+        self.setup_done = True
 
     async def _hello(self) -> None:
         """EHLO, or HELO for a server that does not know EHLO."""

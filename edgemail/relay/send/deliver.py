@@ -1,0 +1,348 @@
+"""The courier: from a delivery to one outcome for each of its recipients.
+
+Owns the order of attempts (next hops, hosts, addresses, connections kept from before) and what is left to try after
+each. Never raises: what nobody expected is a LOCAL outcome and a traceback in the log. Never changes the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from edgemail.clock import Clock
+from edgemail.envelope import Delivery, Disposal, Outcome, Target
+from edgemail.errors import Kind, TableError
+from edgemail.relay.send.carry import Attempt, Carrier, Rewriter
+from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
+from edgemail.relay.send.hop import parse_hop
+from edgemail.relay.send.pool import Key, Pool, idle_until
+from edgemail.relay.send.resolve import Host, ResolveError
+from edgemail.relay.send.rewrite import rewrite
+from edgemail.relay.send.session import Broken, ClearInstead, Login, LoopsBack, Peer, Session, SetupFailed
+from edgemail.relay.send.tls import Contexts, wanted_names
+from edgemail.relay.send.verdict import Verdict, log_outcome, site_verdict, worst_excuse
+from edgemail.relay.wire.client import Phase
+from edgemail.reply import Reply
+from edgemail.settings import Configuration, Maps, Settings
+from edgemail.spool.verbs import Spool
+
+log = logging.getLogger("edgemail.smtp")
+
+LOCAL_TROUBLE: Final = Reply(451, "4.3.0", "local trouble while sending; see the log")
+
+
+class Resolver(Protocol):
+    """Where a next hop lives."""
+
+    async def hosts(self, hop: str, settings: Settings, *, configured: bool, domain: str) -> tuple[Host, ...]:
+        """Hosts in the order to try them; raises ResolveError."""
+
+
+class Credentials(Protocol):
+    """Whom to log in as."""
+
+    def login(self, maps: Maps, hop: str, host: str = "") -> Login | None:
+        """The login for a host of a next hop, found by either's name; None for none. Raises TableError."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """The next hop that is being tried."""
+
+    text: str
+    name: str  # without brackets and port: what a certificate may be for
+    key: Key
+
+
+class Courier:
+    """Delivers. One for the process; any number of deliveries at once."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Clock,
+        configuration: Configuration,
+        *,
+        resolver: Resolver,
+        credentials: Credentials,
+        rewriter: Rewriter = rewrite,
+    ) -> None:
+        self._clock = clock
+        self._configuration = configuration
+        self._resolver = resolver
+        self._credentials = credentials
+        self._carrier = Carrier(spool, clock, rewriter)
+        self._contexts = Contexts()
+        self._pool: Pool[Session] = Pool()
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Courier {self._pool!r}>"
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take a new configuration. Deliveries under way end with the old one; idle connections are closed."""
+        self._configuration = configuration
+        self._contexts.forget()
+        self._dismiss(self._pool.clear())
+
+    async def close(self) -> None:
+        """Say QUIT on what is idle and wait for it, no longer than smtp_quit_timeout."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._dismiss(self._pool.clear())
+        while self._farewells:
+            await asyncio.wait(self._farewells)
+
+    # -- one delivery -------------------------------------------------------------------------------------------------
+
+    async def deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
+        """Try every target; one outcome for each, in their order. Raises nothing but CancelledError."""
+        attempt = Attempt(
+            delivery,
+            self._configuration.transport(delivery.route.transport),
+            self._clock.monotonic(),
+            pending={target.index: target for target in delivery.targets},
+        )
+        arrived = self._clock.wall()
+        try:
+            await self._try_route(attempt)
+        except Exception:
+            log.exception("%s: error: unexpected trouble in a delivery", delivery.envelope.queue_id)
+            attempt.failures.append(Verdict(Kind.LOCAL, LOCAL_TROUBLE))
+        before = max(0.0, arrived - delivery.envelope.received_at) if delivery.envelope.received_at else 0.0
+        return tuple(self._conclude(attempt, target, before) for target in delivery.targets)
+
+    def _conclude(self, attempt: Attempt, target: Target, before: float) -> Outcome:
+        """The outcome of one target, logged."""
+        now = self._clock.monotonic()
+        if target.index in attempt.pending:
+            # What was said about this very recipient tells more than that another server could not be reached.
+            said = attempt.said.get(target.index)
+            attempt.settle(target.index, said or worst_excuse(attempt.failures), now)
+        result, text = attempt.outcomes[target.index]
+        total = before + now - attempt.started
+        log_outcome(attempt.delivery.envelope, target, result, text, uses=attempt.uses, before=before, total=total)
+        return result
+
+    async def _try_route(self, attempt: Attempt) -> None:
+        """Every next hop in its turn, while somebody is left to be served."""
+        route = attempt.delivery.route
+        if route.disposal is not Disposal.RELAY or not route.hops:
+            raise ValueError(f"a delivery without a next hop: {route}")
+        for place, text in enumerate(route.hops):
+            if not attempt.pending:
+                return
+            try:
+                hop = self._hop(attempt, text)
+            except TableError as error:
+                attempt.failures.append(Verdict(Kind.LOCAL, Reply(451, "4.3.0", f"smtp_sasl_password_maps: {error}")))
+                continue
+            except ValueError as error:
+                reply = Reply(451, "4.3.5", f"bad next hop {error}")
+                attempt.failures.append(site_verdict(reply, attempt.configured, Phase.IDLE))
+                continue
+            # A next hop behind a recipient's own domain is smtp_fallback_relay: that one is configured.
+            await self._try_hop(attempt, hop, configured=attempt.configured or place > 0)
+
+    def _hop(self, attempt: Attempt, text: str) -> _Hop:
+        """What a next hop demands of a connection. Raises ValueError for a bad one, TableError for a bad table."""
+        settings = attempt.settings
+        name = parse_hop(text, settings.smtp_tcp_port).host
+        login = self._login(settings, text)
+        words = [settings.smtp_tls_security_level, *wanted_names(settings, "", name)]
+        user = login.user if login is not None else ""
+        return _Hop(text, name, Key(attempt.delivery.route.transport, text.lower(), " ".join(words), user))
+
+    def _login(self, settings: Settings, hop: str, host: str = "") -> Login | None:
+        if not settings.smtp_sasl_auth_enable:
+            return None
+        return self._credentials.login(settings.smtp_sasl_password_maps, hop, host)
+
+    async def _try_hop(self, attempt: Attempt, hop: _Hop, *, configured: bool) -> None:
+        """A connection kept from before, then every host of one next hop within the limits."""
+        settings = attempt.settings
+        await self._try_kept(attempt, hop.key)
+        if not attempt.pending:
+            return
+        domain = attempt.domain or hop.name
+        try:
+            hosts = await self._resolver.hosts(hop.text, settings, configured=configured, domain=domain)
+        except ResolveError as error:
+            attempt.failures.append(_unresolved(error, attempt.configured))
+            return
+        addresses: float = settings.smtp_mx_address_limit or float("inf")
+        sessions: float = settings.smtp_mx_session_limit or float("inf")
+        for host in hosts:
+            places = [
+                place
+                for place in interleave(host.addresses, settings.smtp_address_preference)
+                if (host.name, place[1], host.port) not in attempt.tried
+            ]
+            while places and attempt.pending and sessions > 0 and addresses > 0:
+                places = places[: int(min(addresses, len(places)))]
+                used, ready = await self._try_places(attempt, hop, host, places)
+                places = places[used:]
+                addresses -= used
+                sessions -= ready  # as Postfix: one whose set-up failed does not count
+                if not ready and _turned_away(attempt):
+                    return
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    async def _try_kept(self, attempt: Attempt, key: Key) -> None:
+        """Use an idle connection. One that has gone stale costs nothing but this try."""
+        while (session := self._pool.acquire(key, self._clock.monotonic())) is not None:
+            if session.usable and session.settings is attempt.settings:
+                await self._carry(attempt, session, key, reused=True)
+                return
+            self._retire(session)
+
+    async def _try_places(self, attempt: Attempt, hop: _Hop, host: Host, places: Sequence[Place]) -> tuple[int, bool]:
+        """Connect to one of `places` and deliver. How many of them are used up, and whether a session came about."""
+        seconds = attempt.settings.smtp_connect_timeout
+        try:
+            line, place = await connect(places, host.port, seconds)
+        except Unreached as error:
+            attempt.failures.append(_unreached(error, host, attempt.configured))
+            return len(places), False
+        used = places.index(place) + 1
+        attempt.tried.add((host.name, place[1], host.port))
+        peer = Peer(host.name, place[1], host.port)
+        session, clear = await self._open(attempt, hop, line, peer, clear=False)
+        if clear:
+            try:
+                line, _ = await connect([place], host.port, seconds)
+            except Unreached as error:
+                attempt.failures.append(_unreached(error, host, attempt.configured))
+                return used, False
+            session, _ = await self._open(attempt, hop, line, peer, clear=True)
+        if session is None:
+            return used, False
+        self._pool.opened()
+        await self._carry(attempt, session, hop.key, reused=False)
+        return used, True
+
+    async def _open(
+        self, attempt: Attempt, hop: _Hop, line: Line, peer: Peer, *, clear: bool
+    ) -> tuple[Session | None, bool]:
+        """A session ready for MAIL; or None, why being noted, and whether to try once more without TLS."""
+        session = Session(line, peer, attempt.settings, self._clock.monotonic())
+        configured = attempt.configured
+        verdict: Verdict | None = None
+        try:
+            login = self._login(attempt.settings, hop.text, peer.host)
+            dated = self._clock.trusted()
+            await session.open(self._contexts, hop.name, login, clear=clear, dated=dated)
+        except ClearInstead as failure:
+            log.info("%s: %s; trying without TLS", attempt.delivery.envelope.queue_id, failure.reply.text)
+            return None, True
+        except LoopsBack:
+            verdict = _loops_back(attempt.domain or hop.name, peer, configured)
+        except SetupFailed as failure:
+            reply, phase, remote = failure.reply, failure.phase, failure.remote
+            verdict = site_verdict(reply, configured, phase, peer=str(peer), relay=peer.relay, remote=remote)
+        except Broken as broken:
+            verdict = site_verdict(broken.reply, configured, broken.phase, peer=str(peer), relay=peer.relay)
+        else:
+            return session, False
+        finally:
+            if not session.setup_done:
+                session.abort()
+        attempt.failures.append(verdict)
+        return None, False
+
+    async def _carry(self, attempt: Attempt, session: Session, key: Key, *, reused: bool) -> None:
+        """One message over a session in use, which is given back or closed afterwards."""
+        attempt.ready = self._clock.monotonic()
+        healthy = False
+        try:
+            healthy = await self._carrier.carry(attempt, session, reused=reused)
+        finally:
+            if healthy and session.usable:
+                self._release(session, key)
+            else:
+                self._retire(session)
+
+    # -- keeping and closing ------------------------------------------------------------------------------------------
+
+    def _release(self, session: Session, key: Key) -> None:
+        """Keep a session for the next message, if its limits and the configuration allow."""
+        settings = session.settings
+        now = self._clock.monotonic()
+        current = settings is self._configuration.transport(key.transport) and not self._closed
+        until = idle_until(
+            now,
+            session.opened_at,
+            session.count,
+            cache_time=settings.smtp_connection_cache_time_limit if current else 0,
+            reuse_time=settings.smtp_connection_reuse_time_limit,
+            reuse_count=settings.smtp_connection_reuse_count_limit,
+        )
+        self._dismiss(self._pool.release(key, session, until, now))
+        self._arm()
+
+    def _retire(self, session: Session) -> None:
+        """A session in use that is of no more use."""
+        self._pool.closed()
+        if session.usable:
+            self._dismiss((session,))
+        else:
+            session.abort()
+
+    def _dismiss(self, sessions: Iterable[Session]) -> None:
+        """QUIT, without anybody waiting for it."""
+        for session in sessions:
+            task = asyncio.get_running_loop().create_task(session.quit())
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
+
+    def _arm(self) -> None:
+        expiry = self._pool.next_expiry()
+        if expiry is not None and self._timer is None and not self._closed:
+            delay = max(0.05, expiry - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._dismiss(self._pool.expire(self._clock.monotonic()))
+        self._arm()
+
+
+def _unresolved(error: ResolveError, configured: bool) -> Verdict:
+    kind = error.kind
+    if kind in {Kind.MESSAGE_PERMANENT, Kind.MESSAGE_TEMPORARY, Kind.ROUTE}:
+        if configured:
+            kind = Kind.ROUTE
+        elif kind is Kind.ROUTE:  # a fallback relay behind a recipient's own domain
+            kind = Kind.MESSAGE_TEMPORARY
+    return Verdict(kind, error.reply, site_failed=kind is not Kind.MESSAGE_PERMANENT)
+
+
+def _unreached(error: Unreached, host: Host, configured: bool) -> Verdict:
+    (_, address), last = list(error.errors.items())[-1]
+    why = last.strerror or str(last)
+    reply = Reply(450, "4.4.1", f"connect to {host.name}[{address}]:{host.port}: {why}")
+    verdict = site_verdict(reply, configured, Phase.GREETING)
+    return Verdict(Kind.LINK, reply, site_failed=True) if error.link else verdict
+
+
+def _turned_away(attempt: Attempt) -> bool:
+    """Whether the last failure was a 5xx greeting that, by smtp_skip_5xx_greeting, ends the search for a host."""
+    last = attempt.failures[-1]
+    greeted = last.remote and last.phase is Phase.GREETING
+    return greeted and last.reply.permanent and not attempt.settings.smtp_skip_5xx_greeting
+
+
+def _loops_back(domain: str, peer: Peer, configured: bool) -> Verdict:
+    """RFC 5321 5.1, 6.3: only those who run the domain can mend it; or, where we named the server, we."""
+    reply = Reply(554, "5.4.6", f"mail for {domain} loops back to myself")
+    if configured:
+        return site_verdict(reply, True, Phase.HELLO, peer=str(peer), relay=peer.relay)
+    return Verdict(Kind.MESSAGE_PERMANENT, reply, Phase.HELLO, str(peer), peer.relay)
