@@ -164,7 +164,7 @@ class FakeDns:
             response.flags |= dns.flags.TC
         elif fault in (Fault.NXDOMAIN, Fault.SERVFAIL, Fault.REFUSED):
             response.set_rcode(dns.rcode.from_text(fault.name))
-        return response.to_wire(), fault is Fault.SLOW
+        return response.to_wire(want_shuffle=False), fault is Fault.SLOW
 
     def _fill(self, response: dns.message.Message, name: dns.name.Name, rdtype: str) -> None:
         for _ in range(CHAIN):

@@ -137,6 +137,7 @@ def test_null_mx() -> None:
         assert bench.refused("n.example") == (Kind.MESSAGE_PERMANENT, f"556 5.1.10 {text}")
         assert bench.refused("n.example", configured=True) == (Kind.ROUTE, f"451 4.1.10 {text}")
         assert bench.names("m.example") == ["m.example"]
+        assert dns.asked(".", "A") == 0
 
 
 def test_mx_that_is_an_alias_is_tolerated() -> None:
@@ -207,6 +208,13 @@ def test_a_recent_mx_is_proof_enough() -> None:
         bench.find("example.com")
         assert bench.refused("gone.example")[0] is Kind.MESSAGE_PERMANENT
         bench.clock.advance(resolve.PROOF_SECONDS)
+        assert bench.refused("gone.example")[0] is Kind.MESSAGE_TEMPORARY
+
+
+def test_an_address_is_no_proof() -> None:
+    with FakeDns({"nas.lan": {"A": ["192.0.2.1"]}}, root=False) as dns:  # the router knows the hosts of its LAN
+        bench = Bench(dns)
+        assert bench.names("nas.lan") == ["nas.lan"]
         assert bench.refused("gone.example")[0] is Kind.MESSAGE_TEMPORARY
 
 
