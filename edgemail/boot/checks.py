@@ -19,6 +19,7 @@ from edgemail.boot.values import domain, near, qualified
 from edgemail.errors import TableError
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.route import parse_row
+from edgemail.relay.wire.sasl import usable
 from edgemail.settings import CLASSES, PARAMETERS, Settings
 
 Found = Iterator[tuple[str, Mistake]]
@@ -44,7 +45,7 @@ _EXTENSIONS: Final = (
     "silent-discard",
 )
 _MATCHES: Final = ("hostname", "nexthop", "dot-nexthop")
-_SASL_OPTIONS: Final = ("noplaintext", "noanonymous")
+MECHANISMS: Final = ("CRAM-MD5", "PLAIN", "LOGIN")  # of the client
 WORDS: Final = {
     "inet_protocols": ("all", "ipv4", "ipv6"),
     "notify_classes": CLASSES,
@@ -59,9 +60,6 @@ WORDS: Final = {
         "smtpd_client_event_limit_exceptions",
         "transport_maps",
     ),
-    "smtp_sasl_security_options": _SASL_OPTIONS,
-    "smtp_sasl_tls_security_options": _SASL_OPTIONS,
-    "smtp_sasl_tls_verified_security_options": _SASL_OPTIONS,
     "smtp_tls_secure_cert_match": _MATCHES,
     "smtp_tls_verify_cert_match": _MATCHES,
     "smtp_discard_ehlo_keywords": _EXTENSIONS,
@@ -100,6 +98,7 @@ def meanings(settings: Settings) -> Found:
     yield from _hops(settings)
     yield from _restrictions(settings)
     yield from _words_of_tls(settings)
+    yield from _words_of_sasl(settings)
 
 
 def _tried(name: str, check: Callable[[str], object], value: str) -> Found:
@@ -176,6 +175,17 @@ def _words_of_tls(settings: Settings) -> Found:
             except ValueError as error:
                 shared = side == "smtpd" or names == settings.smtp_tls_exclude_ciphers
                 yield f"{side}_tls_{'' if shared else infix}exclude_ciphers", _told(str(error))
+
+
+def _words_of_sasl(settings: Settings) -> Found:
+    for infix in ("", "tls_", "tls_verified_"):
+        name = f"smtp_sasl_{infix}security_options"
+        try:
+            if not usable(MECHANISMS, getattr(settings, name)):
+                yield name, Mistake(f"leaves none of {', '.join(MECHANISMS)} to log in with")
+        except ValueError as error:
+            message, _, hint = str(error).partition(": ")
+            yield name, Mistake(message, hint)
 
 
 # ---- what excludes what

@@ -320,6 +320,8 @@ def test_transports_have_settings_of_their_own(tmp_path: Path) -> None:
         ('relayhost = ["a.example", "[a.example]:0"]', "relayhost", "a port is from 1 to 65535", ""),
         ('smtp_fallback_relay = "a:b:c"', "smtp_fallback_relay", "no next hop", ""),
         ('transport_maps = { "x.example" = "[192.0.2.1]" }', "transport_maps", "transport:nexthop", ""),
+        ('smtp_sasl_security_options = "noplain"', "smtp_sasl_security_options", "unknown security", "noplaintext"),
+        ('smtp_sasl_tls_security_options = "nodictionary"', "smtp_sasl_tls_security_options", "leaves none", ""),
         ('mail_owner = "a b"', "mail_owner", "not a user", ""),
         ('syslog_name = "a b"', "syslog_name", "not a word", ""),
         ('smtpd_tls_protocols = "TLSv1"', "smtpd_tls_protocols", "leaves no protocol", "TLSv1.2"),
