@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edgemail.boot.entries import ACTIVE, HOLD, Entry, Waiting
+from edgemail.boot.entries import ACTIVE, DEFERRED, HOLD, Entry, Waiting
 
 HEADING: Final = "{:<11} {:>7} {:<20} {}\n".format(
     "-Queue ID-", "--Size--", "----Arrival Time----", "-Sender/Recipient-------"
@@ -292,7 +292,8 @@ def why_line(cause: Cause, now: float) -> str:
         upcoming = "next now"
     else:
         upcoming = f"next in {span(cause.next_attempt - now)}"
-    reason = printable(cause.reason) or ("not tried yet" if cause.state != HOLD else "held by hand")
+    silent = {HOLD: "held by hand", DEFERRED: NO_REASON}.get(cause.state, "not tried yet")
+    reason = printable(cause.reason) or silent
     return f"{cause.messages:>6}  {cause.destination}  oldest {span(now - cause.oldest)}, {upcoming}: {reason}\n"
 
 
