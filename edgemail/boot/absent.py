@@ -105,6 +105,7 @@ ABSENT: Final[Mapping[str, str]] = {
     "virtual_mailbox_domains": _NO_LOCAL,
     "virtual_mailbox_maps": _NO_LOCAL,
     "virtual_transport": _NO_LOCAL,
-    # a word of Postfix's settings file that is a restriction, not a parameter
-    "reject_unknown_sender": "a restriction is named reject_unknown_sender_domain and stands in a list",
+    # restrictions that are taken for parameters
+    "reject_unauth_destination": "it is a word for smtpd_relay_restrictions",
+    "reject_unknown_sender": "restrictions are words for smtpd_recipient_restrictions, and this one is not among them",
 }

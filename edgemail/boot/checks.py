@@ -17,6 +17,7 @@ from edgemail import tables, tls
 from edgemail.boot.expand import Mistake
 from edgemail.boot.values import domain, near, qualified
 from edgemail.errors import TableError
+from edgemail.relay.receive.policy import RESTRICTIONS, check_restrictions
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.route import parse_row
 from edgemail.relay.wire.sasl import usable
@@ -150,7 +151,12 @@ def _hops(settings: Settings) -> Found:
 
 
 def _restrictions(settings: Settings) -> Found:
-    yield from ()
+    for name in ("smtpd_relay_restrictions", "smtpd_recipient_restrictions"):
+        words = getattr(settings, name)
+        if sentence := check_restrictions(words, relaying=name == "smtpd_relay_restrictions"):
+            unknown = next((word for word in words if word not in RESTRICTIONS), "")
+            mistake = _told(sentence)
+            yield name, Mistake(mistake.message, mistake.hint or near(unknown, RESTRICTIONS))
 
 
 def _words_of_tls(settings: Settings) -> Found:
