@@ -211,6 +211,18 @@ def test_a_recent_mx_is_proof_enough() -> None:
         assert bench.refused("gone.example")[0] is Kind.MESSAGE_TEMPORARY
 
 
+def test_addresses_of_mx_hosts_that_nobody_tells() -> None:
+    with FakeDns(THREE) as dns:
+        bench = Bench(dns)
+        for name in ("mail1", "mail2", "mail3"):
+            dns.fail(f"{name}.example.com", Fault.SERVFAIL)
+        text = "451 4.4.4 " + error("mail3.example.com", "A", TRY_AGAIN)
+        assert bench.refused("example.com") == (Kind.MESSAGE_TEMPORARY, text)
+        for name in ("mail1", "mail2", "mail3"):
+            dns.fail(f"{name}.example.com", Fault.SILENT)
+        assert bench.refused("example.com") == (Kind.LINK, text)
+
+
 def test_an_address_is_no_proof() -> None:
     with FakeDns({"nas.lan": {"A": ["192.0.2.1"]}}, root=False) as dns:  # the router knows the hosts of its LAN
         bench = Bench(dns)
@@ -380,7 +392,7 @@ def test_hanging_library_call_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
             *(resolver.hosts(hop, settings, configured=True, domain="") for hop in hops), return_exceptions=True
         )
         assert [getattr(result, "kind", None) for result in results] == [Kind.LINK] * 9
-        assert sum(thread.name == "hostnames" for thread in threading.enumerate()) == 4
+        assert [thread.daemon for thread in threading.enumerate() if thread.name == "hostnames"] == [True] * 4
         release.set()
 
     asyncio.run(scenario())
@@ -420,28 +432,34 @@ def test_answers_are_kept_for_their_ttl_and_forgotten_at_a_reload() -> None:
 
 
 def test_changed_resolv_conf_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dns.asyncresolver
+
     path = tmp_path / "resolv.conf"
     path.write_text("search should.not.matter\n")
     settings = Settings(myhostname="gw7.example.net")
     resolver = Resolver(Configuration("", settings, ()), ManualClock(), resolv_conf=path, seconds=1.0)
+    ports: list[int] = []
+    read = dns.asyncresolver.Resolver.read_resolv_conf
 
-    def find() -> tuple[Host, ...]:
-        return asyncio.run(resolver.hosts("example.com", settings, configured=False, domain="example.com"))
+    def read_with_port(self: dns.asyncresolver.Resolver, file: str) -> None:
+        read(self, file)
+        self.port = ports[-1]
 
+    def find() -> str:
+        found = asyncio.run(resolver.hosts("a.example", settings, configured=False, domain="a.example"))
+        return found[0].addresses[0][1]
+
+    monkeypatch.setattr(dns.asyncresolver.Resolver, "read_resolv_conf", read_with_port)
     with pytest.raises(ResolveError):
         find()
-    with FakeDns(THREE) as dns:
-        import dns.asyncresolver as asyncresolver
-
-        path.write_text(f"nameserver {dns.host}\n")
-        reader = asyncresolver.Resolver.read_resolv_conf
-
-        def with_port(self: asyncresolver.Resolver, file: str) -> None:
-            reader(self, file)
-            self.port = dns.port
-
-        monkeypatch.setattr(asyncresolver.Resolver, "read_resolv_conf", with_port)
-        assert len(find()) == 3
+    with FakeDns({"a.example": {"A": ["192.0.2.1"]}}) as one, FakeDns({"a.example": {"A": ["192.0.2.2"]}}) as two:
+        ports.append(one.port)
+        path.write_text(f"nameserver {one.host}\n")
+        assert find() == "192.0.2.1"
+        ports.append(two.port)
+        assert find() == "192.0.2.1"
+        path.write_text(f"# another network\nnameserver {two.host}\n")
+        assert find() == "192.0.2.2"
 
 
 def test_cache_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,6 +263,8 @@ def test_file_written_in_place_is_taken_when_it_rests(tmp_path: Path) -> None:
         (("example.com", "!it.example.com"), True, ("it.example.com",), ("example.org",)),
         (("inline:{a.example=1, .b.example=1}",), False, ("a.example", "x.b.example"), ("x.a.example", "b.example")),
         (("inline:{a.example=1}",), True, ("a.example", "x.a.example"), ("example",)),
+        (("a.example", "!static:all"), False, ("a.example",), ("b.example",)),
+        (("b.example", "!static:all", "a.example"), False, ("b.example",), ("a.example",)),
         (("!inline:{a.example=1}", "static:all"), True, ("b.example", "example"), ("a.example",)),
         (
             ("bücher.example",),
