@@ -16,7 +16,7 @@ from edgemail.boot import checks
 from edgemail.boot.absent import ABSENT
 from edgemail.boot.expand import DEFAULTS, FIELDS, Layer, Mistake, Scope, split
 from edgemail.boot.profiles import PROFILES
-from edgemail.boot.values import near, read, shown
+from edgemail.boot.values import near, printable, read, shown
 from edgemail.errors import ConfigurationError, Problem
 from edgemail.settings import PARAMETERS, Configuration, Health, Listener, Settings
 
@@ -205,7 +205,7 @@ class Reading:
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
             raise Mistake(f"is {shown(raw)}, expected text", '"*", an address or the name of an interface')
         names = [word for part in parts for word in split(scope.expand(part))]
-        if not names or not all(_NAME.fullmatch(word) or word == "*" or ":" in word for word in names):
+        if not names or not all(_address_like(word) for word in names):
             raise Mistake(f"'{raw}' is not an address", '"*", an address or the name of an interface')
         return addresses(names, ("all",))
 
@@ -266,10 +266,14 @@ class Reading:
         default = Health()
         for key in ("address", "token_file"):
             value = table.get(key, getattr(default, key))
-            if isinstance(value, str):
-                values[key] = value
-            else:
-                self.problem(f"health.{key}", f"is {shown(value)}, expected text")
+            try:
+                if not isinstance(value, str):
+                    raise Mistake(f"is {shown(value)}, expected text")
+                values[key] = printable(value)
+                if key == "address" and not _address_like(value):
+                    raise Mistake(f"'{value}' is not an address", '"127.0.0.1", or "*" for all')
+            except Mistake as mistake:
+                self.problem(f"health.{key}", mistake.message, mistake.hint)
         if values.get("token_file"):
             path = values["token_file"] = str(self.base / values["token_file"])
             if files:
@@ -281,8 +285,8 @@ class Reading:
             if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
                 raise Mistake(f"is {shown(networks)}, expected an array of text")
             values["networks"] = tuple(word for part in parts for word in split(scope.expand(part)))
-            for mistake in checks.networks(values["networks"]):
-                self.problem("health.networks", mistake.message, mistake.hint)
+            for each in checks.networks(values["networks"]):
+                self.problem("health.networks", each.message, each.hint)
         except Mistake as mistake:
             self.problem("health.networks", mistake.message, mistake.hint)
         return Health(**values)
@@ -308,12 +312,17 @@ def addresses(interfaces: Iterable[str], protocols: tuple[str, ...]) -> list[str
     return ["*"] if "*" in out else list(dict.fromkeys(out))
 
 
+def _address_like(word: str) -> bool:
+    """An address, "*", or what may be the name of an interface."""
+    return word == "*" or _NAME.fullmatch(word) is not None or _family(word.strip("[]").partition("%")[0]) != 0
+
+
 def _family(address: str) -> int:
     """The family of a literal address; 0 for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, address)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in it
             continue
         return family
     return 0

@@ -50,6 +50,13 @@ def near(word: str, known: Any) -> str:
     return f"did you mean {found[0]}?" if found else ""
 
 
+def printable(text: str) -> str:
+    """`text` as it is. Raises Mistake for a control character."""
+    if any(char < " " or char == "\x7f" for char in text):
+        raise Mistake("holds a control character or a line break")
+    return text
+
+
 def domain(text: str) -> str:
     """A host or domain name, checked. Raises Mistake."""
     if "#" in text:
@@ -104,10 +111,7 @@ def _text(name: str, parameter: Parameter, raw: Any, scope: Scope, base: Path) -
     if not isinstance(raw, str):
         hint = f'write "{raw}"' if isinstance(raw, (int, float)) and not isinstance(raw, bool) else ""
         raise _wrong(raw, "text", hint)
-    value = scope.text(name)
-    if any(char < " " or char == "\x7f" for char in value):
-        raise Mistake("holds a control character or a line break")
-    return value
+    return printable(scope.text(name))
 
 
 def _choice(name: str, parameter: Parameter, raw: Any, scope: Scope, base: Path) -> str:
@@ -186,7 +190,7 @@ def _list(name: str, parameter: Parameter, raw: Any, scope: Scope, base: Path) -
     items = split(scope.text(name))
     if any(item.startswith("#") for item in items):
         raise Mistake("'#' is not an entry", COMMENT_HINT)
-    return tuple(_absolute(item, base) for item in items)
+    return tuple(_absolute(printable(item), base) for item in items)
 
 
 def _maps(name: str, parameter: Parameter, raw: Any, scope: Scope, base: Path) -> tuple[TableSpec, ...]:
@@ -200,7 +204,7 @@ def _maps(name: str, parameter: Parameter, raw: Any, scope: Scope, base: Path) -
         elif not isinstance(part, str):
             raise _wrong(part, "a table", '"type:path" or { "key" = "value" }')
         else:
-            specs.append(_absolute(scope.expand(part), base))
+            specs.append(_absolute(printable(scope.expand(part)), base))
     return tuple(specs)
 
 
@@ -208,6 +212,7 @@ def _pairs(table: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     for key, value in table.items():
         if not isinstance(value, str):
             raise _wrong(value, f"text for '{key}'", f'write "{value}"' if isinstance(value, int) else "")
+        printable(key + value)
     return tuple(table.items())
 
 

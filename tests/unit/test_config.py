@@ -404,6 +404,7 @@ def test_transports_have_settings_of_their_own(tmp_path: Path) -> None:
         ("[health]\nprot = 3 # <-", "health.prot", "unknown", "port"),
         ("[health]\nport = -1 # <-", "health.port", "not a port", ""),
         ("[health]\naddress = 1 # <-", "health.address", "expected text", ""),
+        ('[health]\naddress = "" # <-', "health.address", "not an address", '"*"'),
         ('[health]\nnetworks = ["127.0.0.1/8"] # <-', "health.networks", "host bits", "127.0.0.0/8"),
         ('[health]\ntoken_file = "none" # <-', "health.token_file", "does not exist", ""),
     ],
@@ -718,3 +719,56 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_hold_nothing_unreadable() -> None:
     assert set(PARAMETERS) == {field.name for field in dataclasses.fields(Settings)}
+
+
+ODD = (
+    *("1", "-1", "0", "1.5", "nan", "-inf", "99999999999999999999999", "true", "1979-05-27", "07:32:00"),
+    *(
+        '""',
+        '" "',
+        '"x"',
+        '"$"',
+        '"${"',
+        '"$x"',
+        '"#"',
+        '"/"',
+        '"\\u0000"',
+        '"!"',
+        '"[::1"',
+        '"%eth0"',
+        '"a:b"',
+        '"ü@ü"',
+    ),
+    *(
+        '"9e9"',
+        '"1e5d"',
+        '"static:"',
+        '"inline:{"',
+        '"cidr:x"',
+        '"../x"',
+        '"-"',
+        '"::1/129"',
+        '"@"',
+        '"$transport_maps"',
+    ),
+    *("[]", "[[]]", "[1]", '[""]', '["!"]', '["$"]', "{}", '{ x = "y" }', "{ x = {} }", "[{}]", "[{ x = 1 }]"),
+)
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("place", ["top", "[[listener]]", "[transport.x]", "[health]", "tables"])
+def test_whatever_stands_there_is_read_or_refused(tmp_path: Path, place: str, value: str) -> None:
+    names = {
+        "top": [FILE_NAMES.get(name, name) for name in PARAMETERS],
+        "[[listener]]": [*PARAMETERS, "name", "address", "port", "profile"],
+        "[transport.x]": [*PARAMETERS],
+        "[health]": ["address", "port", "token_file", "networks"],
+        "tables": ["listener", "transport", "health", "x_destination_recipient_limit"],
+    }[place]
+    heading = place if place.startswith("[") else ""
+    body = "\n".join(f"{name} = {value}" for name in names)
+    try:
+        load(tmp_path, f"{heading}\n{body}\n")
+    except ConfigurationError as error:
+        assert error.problems
+        assert all(each.message for each in error.problems)
