@@ -178,7 +178,7 @@ class Resolver:
             raise ResolveError(kind, _reply(kind, "5.1.10", text, code=556))
         if not records:  # RFC 5321 5.1: no MX, then the domain is its own host
             try:
-                found = [Host(hop.host, await self._addresses(hop.host, settings), hop.port)]
+                found = [Host(hop.host, await self._addresses(hop.host, settings, dns=True), hop.port)]
             except Failure as failure:
                 raise await self._unresolved(failure, settings, configured) from None
         else:
