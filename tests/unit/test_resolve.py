@@ -452,7 +452,8 @@ def test_changed_resolv_conf_is_read_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dns.asyncresolver.Resolver, "read_resolv_conf", read_with_port)
     with pytest.raises(ResolveError):
         find()
-    with FakeDns({"a.example": {"A": ["192.0.2.1"]}}) as one, FakeDns({"a.example": {"A": ["192.0.2.2"]}}) as two:
+    by_mx = {"a.example": {"MX": ["1 m.example."]}, "m.example": {"A": ["192.0.2.1"]}}
+    with FakeDns(by_mx) as one, FakeDns({"a.example": {"A": ["192.0.2.2"]}}) as two:
         ports.append(one.port)
         path.write_text(f"nameserver {one.host}\n")
         assert find() == "192.0.2.1"
