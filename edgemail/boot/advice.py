@@ -7,12 +7,16 @@ import os
 import pwd
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
+from edgemail.boot.checks import MAPS
 from edgemail.boot.expand import LOCAL_DOMAIN, Mistake
 from edgemail.errors import TableError
 from edgemail.relay.send.route import class_conflicts, parse_row
 from edgemail.settings import Configuration, Listener, Settings
 from edgemail.tables import Tables
+
+FILES: Final = ("smtpd_tls_cert_file", "smtpd_tls_key_file", "smtpd_sasl_password_file", "smtp_tls_CAfile")
 
 Advice = Iterator[tuple[str, Mistake]]
 
@@ -29,6 +33,8 @@ def of_configuration(configuration: Configuration) -> Advice:
             yield f"transport.{name}", Mistake("logs in without TLS, which smtp_sasl_security_options forbids")
     for listener in configuration.listeners:
         yield from _of_listener(listener)
+        yield from _of_owner(listener.settings)
+    yield from _of_owner(settings)
     health = configuration.health
     if health and not health.token_file and not _loopback(health.address) and not health.networks:
         yield "health.networks", Mistake("is empty: nobody may read the status page")
@@ -103,6 +109,41 @@ def _of_secrets(configuration: Configuration) -> Advice:
 
 def _has_secret(spec: object) -> bool:
     return not isinstance(spec, str) or spec.startswith(("static:", "inline:"))
+
+
+def _of_owner(settings: Settings) -> Advice:
+    """As root: what the user that the relay becomes could not read again."""
+    try:
+        user = pwd.getpwnam(settings.mail_owner)
+    except KeyError:
+        return
+    if os.geteuid() != 0 or user.pw_uid == 0:
+        return
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    for name in FILES:
+        path = getattr(settings, name)
+        if path and not _may_read(Path(path), user.pw_uid, groups):
+            hint = f"chgrp {user.pw_name} {path} && chmod 640 {path}"
+            yield name, Mistake(f"{path} cannot be read by mail_owner {user.pw_name}", hint)
+    for name in MAPS:
+        for spec in getattr(settings, name):
+            kind, _, path = spec.partition(":") if isinstance(spec, str) else ("inline", "", "")
+            if kind not in ("static", "inline") and not _may_read(Path(path), user.pw_uid, groups):
+                hint = f"chgrp {user.pw_name} {path} && chmod 640 {path}"
+                yield name, Mistake(f"{path} cannot be read by mail_owner {user.pw_name}", hint)
+
+
+def _may_read(path: Path, uid: int, groups: list[int]) -> bool:
+    """Whether the mode bits let a user read a file; True where nothing can be said."""
+    for step, bit in (*((parent, 0o1) for parent in path.parents), (path, 0o4)):
+        try:
+            status = step.stat()
+        except OSError:
+            return True
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
+        if not status.st_mode >> shift & bit:
+            return False
+    return True
 
 
 def _of_listener(listener: Listener) -> Advice:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -570,19 +572,34 @@ def test_what_is_unwise_is_a_warning(tmp_path: Path, text: str, key: str, messag
 
 def test_a_wrong_row_in_a_table_file_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "transport").write_text("a.example relay:[192.0.2.1]\nb.example [192.0.2.1]\n")
-    errors, warnings = config.check(load(tmp_path, HEAD + 'mail_owner = "nobody"\ntransport_maps = "hash:transport"\n'))
+    errors, warnings = config.check(load(tmp_path, HEAD + 'mail_owner = "root"\ntransport_maps = "hash:transport"\n'))
     assert (errors, [each.key for each in warnings]) == ((), ["transport_maps"])
 
 
 def test_logins_in_clear_are_a_warning(tmp_path: Path) -> None:
     (tmp_path / "passwd").touch(mode=0o600)
-    text = HEAD + 'smtpd_sasl_auth_enable = true\nsmtpd_sasl_password_file = "passwd"\nmail_owner = "nobody"\n'
+    text = HEAD + 'smtpd_sasl_auth_enable = true\nsmtpd_sasl_password_file = "passwd"\nmail_owner = "root"\n'
     open_lan = '[[listener]]\nport = 25\naddress = "*"\nsmtpd_tls_auth_only = false\n'
     (warning,) = config.check(load(tmp_path, text + open_lan))[1]
     assert (warning.key, "in clear" in warning.message, warning.line) == ("listener[1]", True, 7)
     hidden = '[[listener]]\nport = 25\nsmtpd_tls_security_level = "none"\n'
     (warning,) = config.check(load(tmp_path, text + hidden))[1]
     assert "offers no login" in warning.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_files_that_the_owner_could_not_read_again() -> None:
+    text = HEAD + 'mail_owner = "nobody"\nsmtpd_sasl_password_file = "passwd"\nsmtp_sasl_password_maps = "hash:sasl"\n'
+    with tempfile.TemporaryDirectory() as name:  # for pytest's are closed to others
+        directory = Path(name)
+        directory.chmod(0o755)
+        for secret in ("passwd", "sasl"):
+            (directory / secret).touch(mode=0o600)
+        found = {one.key for one in config.check(load(directory, text))[1] if "by mail_owner nobody" in one.message}
+        assert found == {"smtpd_sasl_password_file", "smtp_sasl_password_maps"}
+        for secret in ("passwd", "sasl"):
+            shutil.chown(directory / secret, "nobody")
+        assert not [one for one in config.check(load(directory, text))[1] if "mail_owner" in one.message]
 
 
 def test_which_changes_need_a_restart(tmp_path: Path) -> None:
