@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -327,7 +328,7 @@ def _unresolved(error: ResolveError, configured: bool) -> Verdict:
 
 def _unreached(error: Unreached, host: Host, configured: bool) -> Verdict:
     (_, address), last = list(error.errors.items())[-1]
-    why = last.strerror or str(last)
+    why = os.strerror(last.errno) if last.errno else str(last)  # asyncio has its own words for some
     reply = Reply(450, "4.4.1", f"connect to {host.name}[{address}]:{host.port}: {why}")
     verdict = site_verdict(reply, configured, Phase.GREETING)
     return Verdict(Kind.LINK, reply, site_failed=True) if error.link else verdict
