@@ -12,7 +12,7 @@ from edgemail.clock import ManualClock
 from edgemail.envelope import NULL_SENDER, Address, Disposal, Envelope, Recipient, Route
 from edgemail.errors import TableError
 from edgemail.relay.send.hop import Hop, parse_hop
-from edgemail.relay.send.route import POSTMASTER_WAITS, Router, class_conflicts, parse_row, route_problems
+from edgemail.relay.send.route import POSTMASTER_WAITS, Router, class_conflicts, parse_row
 from edgemail.settings import Configuration, Settings
 
 
@@ -359,23 +359,7 @@ def test_wrong_row_is_explained() -> None:
         parse_row("error:4.7.1 later")
 
 
-def test_problems_and_conflicts() -> None:
-    wrong = configuration(
-        {"slow": settings(smtp_fallback_relay=("1.2.3.4",))},
-        relayhost=("[isp",),
-        relay_transport="[x]",
-        transport_maps=(*rows(("a", "smtp:[a]:0"), ("b", "relay:$1")), "texthash:/nowhere"),
-        relay_domains=("Localhost", "example.org"),
-    )
-    problems = route_problems(wrong)
-    assert [problem.partition(":")[0] for problem in problems] == [
-        "transport_maps",
-        "relay_transport",
-        "relayhost",
-        "smtp_fallback_relay",
-    ]
-    assert route_problems(configuration(transport_maps=rows(("a", "smtp:[a]:0")))) == (
-        "transport_maps: '[a]:0': a port is from 1 to 65535",
-    )
-    assert route_problems(configuration(relayhost=("[isp]:587",), transport_maps=TRANSPORTS[:0])) == ()
-    assert class_conflicts(wrong.settings) == ["do not list domain Localhost in BOTH mydestination and relay_domains"]
+def test_domain_in_two_classes() -> None:
+    given = settings(relay_domains=("Localhost", "example.org", "./file"))
+    assert class_conflicts(given) == ["do not list domain Localhost in BOTH mydestination and relay_domains"]
+    assert class_conflicts(settings(relay_domains=("example.com",))) == []

@@ -15,7 +15,6 @@ from typing import Final
 
 from edgemail.domain import ascii_domain
 from edgemail.envelope import Address, Disposal, Envelope, Recipient, Route
-from edgemail.errors import TableError
 from edgemail.patterns import parse_address
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.rewrite import complete
@@ -227,33 +226,6 @@ def _keys(address: Address, parents: bool) -> Iterator[str]:
                 name = name.partition(".")[2]
                 yield name if parents else "." + name
     yield "*"
-
-
-# ---- for the check of a configuration
-
-
-def route_problems(configuration: Configuration) -> tuple[str, ...]:
-    """What is wrong with transports, next hops and the values of transport_maps, one sentence each."""
-    settings = configuration.settings
-    rows = [("default_transport", settings.default_transport), ("relay_transport", settings.relay_transport)]
-    hops = [("relayhost", hop) for hop in settings.relayhost]
-    for each in (settings, *configuration.transports.values()):
-        hops += [("smtp_fallback_relay", hop) for hop in each.smtp_fallback_relay]
-    problems = []
-    try:
-        table = Tables.open(settings.transport_maps, Path(configuration.path).parent)
-        rows += [("transport_maps", value) for value in table.values() if "$" not in value]
-    except TableError as error:
-        problems.append(f"transport_maps: {error}")
-    for key, text in (*rows, *hops):
-        try:
-            if (key, text) in hops:
-                parse_hop(text, settings.smtp_tcp_port)
-            else:
-                parse_row(text, settings.smtp_tcp_port)
-        except ValueError as error:
-            problems.append(f"{key}: {error}")
-    return tuple(dict.fromkeys(problems))
 
 
 def class_conflicts(settings: Settings) -> list[str]:
