@@ -5,6 +5,7 @@ A test compares what is written with what would be.
 
 from __future__ import annotations
 
+import ast
 import re
 import tokenize
 from collections.abc import Iterator
@@ -31,8 +32,7 @@ FORMS = {
     "list": "list",
     "maps": "tables",
 }
-# `NAME: Final = value  # limit: what it bounds`, also without the annotation
-LIMIT = re.compile(r"^\s*(?P<name>[A-Z][A-Z0-9_]*)(?::[^=]+)? = (?P<value>.+?)\s+# limit: (?P<text>.+)$")
+MARK = "# limit:"  # behind a constant: what it bounds
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:
@@ -87,23 +87,39 @@ def parameters() -> str:
     return "\n".join(out).rstrip()
 
 
+def comments(path: Path) -> dict[int, str]:
+    """The text behind `# limit:`, by line."""
+    with path.open("rb") as file:
+        tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+    return {token.start[0]: text for token in tokens if (text := token.string.partition(MARK)[2].strip())}
+
+
 def scan() -> Iterator[tuple[str, str, str, str]]:
     """Every limit in the code: its name, value, module and what it bounds."""
     for path in sorted((ROOT / "edgemail").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for line in path.read_text().splitlines():
-            if match := LIMIT.match(line):
-                yield match["name"], match["value"], module, match["text"]
+        for name, value, lines in constants(path):
+            text = " ".join(text for line, text in comments(path).items() if line in lines)
+            if text:
+                yield name, value, module, text
+
+
+def constants(path: Path) -> Iterator[tuple[str, str, range]]:
+    """Every `NAME = value` and `NAME: Final = value`: the name, the value as written, the lines."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and target.id.isupper():
+            value = ast.get_source_segment(source, node.value) if node.value else ""
+            yield target.id, value or "", range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def unread() -> list[str]:
-    """Comments that say `limit:` and are not on a line that `scan` reads."""
+    """Comments that say `limit:` and belong to no constant."""
     found = []
     for path in sorted((ROOT / "edgemail").rglob("*.py")):
-        with path.open("rb") as file:
-            comments = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
-        limits = [token for token in comments if token.string.startswith("# limit:")]
-        found += [f"{path.relative_to(ROOT)}:{token.start[0]}" for token in limits if not LIMIT.match(token.line)]
+        read = {line for _, _, lines in constants(path) for line in lines}
+        found += [f"{path.relative_to(ROOT)}:{line}" for line in comments(path) if line not in read]
     return found
 
 
