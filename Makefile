@@ -31,7 +31,7 @@ check: $(VENV)/.tests ## formatting, linters, types and unit tests: under a minu
 	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/test_linters.py $(ARGS)
 
 fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ anew
-	@$(BIN)/ruff check -q --fix
+	@$(BIN)/ruff check -q --fix-only
 	@$(BIN)/ruff format -q
 	@$(BIN)/python -m tests.reference
 
