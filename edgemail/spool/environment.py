@@ -117,6 +117,8 @@ class Environment:
         self._open()
 
     def _open(self) -> None:
+        if not self._readonly:
+            self._allocate_lock()
         with map_errors(self.directory):
             self._env = lmdb.open(
                 str(self.directory),
@@ -141,6 +143,27 @@ class Environment:
             with contextlib.suppress(OSError):  # not ours: then whoever made it gave it the mode
                 (self.directory / LOCK).chmod(0o660)  # a reader of the group needs a slot in it
             self._file = os.open(self.directory / DATA, os.O_RDWR | os.O_CLOEXEC)
+            self._lengthen()
+
+    def _allocate_lock(self) -> None:
+        """LMDB writes its lock file through a map: without a block behind it, a full disk would be SIGBUS."""
+        file = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            if os.fstat(file).st_blocks == 0:
+                os.posix_fallocate(file, 0, 1)  # a block whatever is asked; LMDB sets the length itself
+        except OSError as error:
+            raise SpoolFull(f"{self.directory}: {error.strerror}") from error
+        finally:
+            os.close(file)
+
+    def _lengthen(self) -> None:
+        """A file that lost its end would be SIGBUS where it is read. Zeros there are damage that can be told."""
+        info = self._env.info()
+        end = (info["last_pgno"] + 1) * self.page
+        size = os.fstat(self._file).st_size
+        if size < end:
+            log.error("error: %s: %s lost its last %d bytes", self.directory, DATA, end - size)
+            os.ftruncate(self._file, end)
 
     @contextlib.contextmanager
     def read(self, id: int | None = None) -> Iterator[Transaction]:
@@ -209,12 +232,11 @@ class Environment:
         with self._opened() as env:
             env.reader_check()
 
-    def used(self) -> int:
-        """Bytes of the pages that hold something. With one table the figures of the table are the whole truth."""
+    def used(self) -> tuple[int, int]:
+        """Pages that hold something, and records. With one table its figures are the whole truth."""
         with self._opened() as env:
             found = env.stat()
-        pages: int = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-        return pages * self.page
+        return found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"], found["entries"]
 
     def end(self) -> int:
         """Bytes from the file's start to the end of the last page that was ever used."""

@@ -196,6 +196,8 @@ class SpoolIntake:
             await self._pool.change()
         if self._error is not None:
             raise type(self._error)(*self._error.args)
+        if self._state is not State.OPEN:
+            raise SpoolError(f"{queue_id(self._id)}: aborted before it was committed")
         kept = replace(envelope, id=self._id, size=self._size)
         last = (bytes(self._buffer),) if self._buffer else ()
         head = Head(self._size, self._parts + len(last), self._crc)

@@ -55,7 +55,7 @@ class Register:
     @property
     def low(self) -> bool:
         """Whether the next transaction should come soon, to reserve more ids."""
-        return self._written.ceiling - self._next < ID_BLOCK // 4
+        return self._written.ceiling - self._next < ID_BLOCK // 2
 
     def give(self) -> int:
         """A new id. Raises SpoolFull where the reserved ones are used up and the medium takes nothing."""
@@ -68,7 +68,7 @@ class Register:
         """Write the record into this transaction, if it is time to."""
         old = self._written
         wall = self._clock.wall() if self._clock.trusted() else 0.0
-        short = old.ceiling - self._next < ID_BLOCK // 2
+        short = old.ceiling - self._next < ID_BLOCK * 3 // 4
         if short or old.clean or wall - old.wall >= WALL_SECONDS:
             ceiling = max(old.ceiling, self._next + ID_BLOCK)
             self._put(transaction, replace(old, ceiling=ceiling, wall=max(old.wall, wall), clean=False))

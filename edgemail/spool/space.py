@@ -4,6 +4,7 @@ Owns the figures and the reserve; never refuses by itself: receive asks `admissi
 
 The reserve is what lets a full spool drain: to remove or to rewrite anything, LMDB first writes other pages. So new
 mail is refused while that much of the map is free, and the file system is made to set that much aside for the file.
+On top of it comes room for what the envelopes that are there will grow by while they wait.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from edgemail.reply import INSUFFICIENT_STORAGE, Reply
 from edgemail.spool.environment import Environment
 from edgemail.spool.verbs import Room
 
-RESERVE: Final = 8 << 20  # limit: bytes kept for removals and updates when the spool is full, or RESERVE_SHARE
+RESERVE: Final = 8 << 20  # limit: bytes kept for removals when the spool is full, or RESERVE_SHARE
 RESERVE_SHARE: Final = 10  # limit: the reserve is never more than this part (1/10) of the spool
+RECORD_GROWTH: Final = (
+    256  # limit: bytes kept for each record of the spool: a try that fails writes why into the envelope
+)
 FREE_LIST_PAGES: Final = 16  # what LMDB's list of free pages takes; the binding does not tell
+RESERVE_STEP: Final = 4  # the reserve is set aside anew each time the file grew by this part (1/4) of it
 FRESH_SECONDS: Final = 1.0  # limit: age of the figure that `room` gives
 
 
@@ -47,12 +52,22 @@ class Figures:
     available: int
     inodes: int
     reserve: int
+    growth: int = 0
+
+    @property
+    def spare(self) -> int:
+        """What is not in use. Space inside the file counts as the file system's: LMDB uses it again."""
+        return min(self.map_size - self.used, self.available + max(0, self.allocated - self.used))
 
     @property
     def free(self) -> int:
-        """What new mail may take. Space inside the file counts as the file system's: LMDB uses it again."""
-        disk = self.available + max(0, self.allocated - self.used)
-        return min(self.map_size - self.used, disk) - self.reserve
+        """What new mail may take."""
+        return self.spare - self.reserve - self.growth
+
+    @property
+    def rewritable(self) -> int:
+        """What updates may take, and bounces that end a message: the rest is for removals alone."""
+        return self.spare - self.reserve // 2
 
 
 class Space:
@@ -68,13 +83,15 @@ class Space:
     def _look(self) -> Figures:
         environment = self._environment
         file_system = os.statvfs(environment.directory)
+        pages, records = environment.used()
         return Figures(
-            used=environment.used() + (2 + FREE_LIST_PAGES) * environment.page,
+            used=(pages + 2 + FREE_LIST_PAGES) * environment.page,
             map_size=environment.map_size,
             allocated=environment.allocated(),
             available=file_system.f_bavail * file_system.f_frsize,
             inodes=file_system.f_ffree if file_system.f_files else -1,
             reserve=self.reserve,
+            growth=records * RECORD_GROWTH,
         )
 
     def measure(self) -> Figures:
@@ -100,4 +117,4 @@ class Space:
         end = environment.end()
         if environment.allocated() - end < self.reserve and end < environment.map_size:
             with contextlib.suppress(OSError):  # no room now: then there is none for new mail either
-                environment.allocate(end + 2 * self.reserve)
+                environment.allocate(end + self.reserve + self.reserve // RESERVE_STEP)

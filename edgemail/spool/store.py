@@ -32,7 +32,7 @@ from edgemail.spool.writer import Need, Writer
 
 log = logging.getLogger("edgemail.spool")
 
-EDIT_COST: Final = 512  # bytes that one update or removal counts for in a batch
+REMOVALS_PER_COMMIT: Final = 256  # limit: messages removed in one transaction when nothing but removals is asked for
 KNOWN_FORMATS: Final = frozenset((layout.FORMAT,))
 
 
@@ -174,9 +174,19 @@ class Store:
         self._reserving = False
 
     async def apply(self, change: Change, *, lazy: bool = False) -> None:
+        if change.update or len(change.remove) <= REMOVALS_PER_COMMIT:
+            await self._edit(change, lazy)
+            return
+        for first in range(0, len(change.remove), REMOVALS_PER_COMMIT):
+            await self._edit(Change(remove=change.remove[first : first + REMOVALS_PER_COMMIT]), lazy)
+
+    def _edit(self, change: Change, lazy: bool) -> asyncio.Future[None]:
         edit = Edit.of(change, self._clock.wall())
-        await self._writer.submit(
-            lambda transaction: records.apply(transaction, edit), cost=_cost_of(edit), need=Need.NOTHING, lazy=lazy
+        return self._writer.submit(
+            lambda transaction: records.apply(transaction, edit),
+            cost=self._cost_of(edit),
+            need=Need.REWRITE if change.update else Need.NOTHING,
+            lazy=lazy,
         )
 
     async def quarantine(self, id: int, why: str) -> None:
@@ -224,11 +234,11 @@ class Store:
     def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
         fields = layout.fields_of(envelope)
         edit = Edit.of(also, self._clock.wall())
-        cost = sum(self._pages(len(chunk)) for chunk in tail.chunks) + self._pages(len(fields)) + _cost_of(edit)
+        cost = sum(self._pages(len(chunk)) for chunk in tail.chunks) + self._pages(len(fields)) + self._cost_of(edit)
         return self._writer.submit(
             lambda transaction: records.finish(transaction, tail, fields, edit),
             cost=cost,
-            need=Need.EXCHANGE if also.remove else Need.ROOM,
+            need=Need.REWRITE if also.remove else Need.ROOM,
         )
 
     def drop(self, id: int) -> asyncio.Future[None]:
@@ -243,6 +253,11 @@ class Store:
     def _pages(self, count: int) -> int:
         page = self._environment.page
         return -(-(count + layout.PAGE_OVERHEAD) // page) * page
+
+    def _cost_of(self, edit: Edit) -> int:
+        """A leaf page for each message that is touched, and what is written."""
+        touched = len(edit.update) + len(edit.remove)
+        return touched * self._environment.page + sum(len(fields) for _, fields in edit.update)
 
     # Reading.
 
@@ -283,10 +298,6 @@ class Store:
             self._writer.stop()
             self._environment.close()
             self._holder.release()
-
-
-def _cost_of(edit: Edit) -> int:
-    return EDIT_COST * (len(edit.update) + len(edit.remove)) + sum(len(fields) for _, fields in edit.update)
 
 
 class Reader(View):

@@ -18,7 +18,8 @@ class Change:
     """What one transaction changes: applied whole or not at all.
 
     `update` replaces envelopes that exist (an id that does not is passed over: it was removed meanwhile);
-    `remove` finishes messages, envelope and body.
+    `remove` finishes messages, envelope and body. A change of removals alone may be done in several steps, some
+    hundreds of messages each: emptying a full spool at once would need the room that it has not got.
     """
 
     update: tuple[Envelope, ...] = ()

@@ -41,9 +41,9 @@ T = TypeVar("T")
 class Need(Enum):
     """What a job asks of the spool's room."""
 
-    NOTHING = 0  # removes or rewrites: may use the reserve
-    ROOM = 1  # brings new mail
-    EXCHANGE = 2  # brings new mail for old (a bounce for its message): may use half the reserve
+    NOTHING = 0  # removes: may use the whole reserve
+    REWRITE = 1  # updates, or brings new mail for old (a bounce for its message): may use half of it
+    ROOM = 2  # brings new mail
 
 
 @dataclass(eq=False, slots=True)
@@ -57,7 +57,7 @@ class Job:
     future: asyncio.Future[Any]
     due: float  # time.monotonic(); 0.0 = at once
     result: Any = None
-    error: Exception | None = None
+    error: SpoolError | None = None
 
 
 @dataclass(slots=True)
@@ -80,9 +80,11 @@ class Writer:
         self._register = register
         self._clock = clock
         self._checked = clock.monotonic()
+        self._bound = min(BATCH_BYTES, space.reserve // 2)  # or a full spool could not even be rewritten
         self._jobs: deque[Job] = deque()
         self._urgent = 0  # of `_jobs`
         self._stopping = False
+        self._full = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="spool-writer", daemon=True)
         self._thread.start()
@@ -134,7 +136,7 @@ class Writer:
                 self._wake.wait(wait)
             batch: list[Job] = []
             cost = 0
-            while self._jobs and len(batch) < BATCH_JOBS and (not batch or cost + self._jobs[0].cost <= BATCH_BYTES):
+            while self._jobs and len(batch) < BATCH_JOBS and (not batch or cost + self._jobs[0].cost <= self._bound):
                 job = self._jobs.popleft()
                 self._urgent -= job.due == 0.0
                 cost += job.cost
@@ -155,7 +157,7 @@ class Writer:
                     middle = len(part) // 2
                     waiting += (part[middle:], part[:middle])
                     continue
-                log.warning("warning: %s", error)
+                self._say(error)
                 if not isinstance(error, SpoolFull):
                     strikes += 1
                 self._deliver(part, error)
@@ -165,16 +167,18 @@ class Writer:
 
     def _transact(self, part: list[Job]) -> None:
         """One transaction. Raises SpoolError and leaves nothing done; a job without room fails by itself."""
-        free = self._space.figures().free
+        figures = self._space.figures()
+        left = {Need.ROOM: figures.free, Need.REWRITE: figures.rewritable}
+        spent = 0
         try:
             with self._environment.write() as transaction:
                 for job in part:
                     job.result, job.error = None, None
-                    spare = self._space.reserve // 2 if job.need is Need.EXCHANGE else 0
-                    if job.need is not Need.NOTHING and job.cost > free + spare:
+                    if job.need in left and spent + job.cost > left[job.need]:
                         job.error = SpoolFull("the spool is full")
+                        self._say(job.error)
                         continue
-                    free -= job.cost
+                    spent += job.cost
                     job.result = job.steps(transaction)
                 self._register.ride(transaction)
             self._register.landed()
@@ -187,9 +191,20 @@ class Writer:
             raise SpoolError(f"the job failed: {error!r}") from error
         finally:
             self._look_after()
+        if self._full and any(job.need is Need.ROOM and job.error is None for job in part):
+            self._full = False
+            log.info("mail is taken again")
         self.tally.transactions += 1
         self.tally.jobs += len(part)
         self.tally.largest = max(self.tally.largest, len(part))
+
+    def _say(self, error: SpoolError) -> None:
+        """Log a failure; that the spool is full once, until it takes mail again."""
+        if not isinstance(error, SpoolFull):
+            log.error("error: %s", error)
+        elif not self._full:
+            self._full = True
+            log.warning("warning: no mail is taken: %s", error)
 
     def _look_after(self) -> None:
         """What is due behind every transaction, and must not fail it: it is decided already."""
@@ -202,11 +217,12 @@ class Writer:
         except (SpoolError, OSError) as error:
             log.warning("warning: after a commit: %s", error)
 
-    def _deliver(self, part: list[Job], error: Exception | None = None) -> None:
+    def _deliver(self, part: list[Job], error: SpoolError | None = None) -> None:
         """Hand the results back, with one wake-up for each loop."""
         loops: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         for job in part:
-            job.error = error or job.error
+            # Raised in one task each: they must not share its traceback.
+            job.error = type(error)(*error.args) if error is not None else job.error
             loops.setdefault(job.loop, []).append(job)
         for loop, jobs in loops.items():
             try:
