@@ -1,0 +1,218 @@
+"""`edgemail demo`, which is what `make run` starts: the relay at work on loopback, with a smarthost of its own.
+
+Writes a configuration and a spool under a directory (./var), starts the relay of that configuration and a development
+smarthost that keeps what it receives in a Maildir, sends one message, prints its way, and goes on serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import logging
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from edgemail.boot import config
+from edgemail.boot.maildir import Maildir
+from edgemail.boot.serve import Relay
+from edgemail.clock import SystemClock
+from edgemail.envelope import Envelope
+from edgemail.relay.receive.listen import Server
+from edgemail.relay.receive.session import Reception
+from edgemail.settings import Configuration
+
+PORTS: Final = (2525, 2526, 8025)  # the relay, the smarthost, the health endpoint; the next free ones where taken
+WAIT_SECONDS: Final = 20.0  # limit: until the demonstration message must have arrived
+
+CONFIG: Final = """\
+# Written by `make run`; yours to change: `make run CONFIG={path}` runs it as it stands.
+myhostname      = "relay.demo.example"
+mynetworks      = ["127.0.0.0/8", "::1/128"]
+relayhost       = "[127.0.0.1]:{smarthost}"
+queue_directory = "{spool}"
+admin_address   = "you@demo.example"
+mail_owner      = "{owner}"
+
+[[listener]]
+address = "127.0.0.1"
+port    = {relay}
+
+[health]
+address = "127.0.0.1"
+port    = {health}
+"""
+
+MESSAGE: Final = """\
+From: Printer <printer@demo.example>\r
+To: You <you@demo.example>\r
+Subject: Hello from edgemail\r
+Date: {date}\r
+Message-ID: <{unique}@demo.example>\r
+\r
+This message went in over SMTP, was made durable in the spool,\r
+and was passed on to the smarthost that keeps it in a Maildir.\r
+"""
+
+
+@dataclass
+class Way:
+    """The demonstration message's way through the relay, as the log tells it: (seconds since the start, what)."""
+
+    began: float
+    queue_id: str = ""
+    steps: list[tuple[float, str]] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, what: str) -> None:
+        self.steps.append((time.monotonic() - self.began, what))
+
+
+class WayHandler(logging.Handler):
+    """Listens to the relay's own log for the one message."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__(logging.INFO)
+        self.way = way
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not self.way.queue_id or not text.startswith(self.way.queue_id):
+            return
+        _, _, what = text.partition(": ")
+        if "status=" in what:
+            self.way.note("relayed    " + what)
+        elif what == "removed":
+            self.way.note("removed    the spool has forgotten it")
+
+
+def free_port(wanted: int) -> int:
+    """`wanted`, or the next one on loopback that nobody listens on."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port between {wanted} and {wanted + 99} on 127.0.0.1")
+
+
+def write_configuration(directory: Path) -> tuple[Path, int]:
+    """Write `directory`/edgemail.toml with free ports; returns it and the smarthost's port."""
+    directory.mkdir(parents=True, exist_ok=True)
+    relay, smarthost, health = (free_port(port) for port in PORTS)
+    path = directory / "edgemail.toml"
+    spool = directory.absolute() / "spool"
+    spool.mkdir(exist_ok=True)
+    path.write_text(
+        CONFIG.format(path=path, smarthost=smarthost, spool=spool, relay=relay, health=health, owner=getpass.getuser())
+    )
+    return path, smarthost
+
+
+async def send(port: int, way: Way, unique: str) -> None:
+    """Hand the message over as a client does, printing the conversation."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def expect(command: str = "") -> str:
+        if command:
+            print(f"    C: {command}")
+            writer.write(command.encode() + b"\r\n")
+        while True:
+            line = (await reader.readline()).decode("utf-8", "replace").rstrip()
+            print(f"    S: {line}")
+            if line[3:4] != "-":
+                return line
+
+    try:
+        await expect()
+        await expect("EHLO printer.demo.example")
+        await expect("MAIL FROM:<printer@demo.example>")
+        await expect("RCPT TO:<you@demo.example>")
+        await expect("DATA")
+        date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
+        writer.write(MESSAGE.format(date=date, unique=unique).encode())
+        print("    C: (the message)")
+        way.note("sent       the client said its final dot")
+        reply = await expect(".")
+        way.queue_id = reply.rpartition(" ")[2]
+        way.note(f"committed  the relay said 250: message {way.queue_id} is on the medium, flushed")
+        await expect("QUIT")
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def smarthost(configuration: Configuration, port: int, way: Way, maildir: Path, unique: str) -> Server:
+    """The development smarthost: the same sessions as the relay's, into a Maildir. Stop it with `drain`."""
+
+    def delivered(envelope: Envelope, path: Path) -> None:
+        head = path.read_bytes()[:4096].decode("utf-8", "replace")
+        if unique in head:
+            way.note(f"delivered  to {path}")
+            way.arrived.set()
+        else:
+            recipients = ", ".join(str(r.address) for r in envelope.recipients)
+            print(f"delivered: a message for {recipients} is in {path}")
+
+    own = config.smarthost_configuration(configuration, "smarthost.demo.example", port)
+    reception = Reception.alone(Maildir(maildir, delivered), SystemClock(), own)
+    server = Server(reception, own.listeners)
+    await server.start()
+    return server
+
+
+async def demonstrate(directory: Path) -> int:
+    """Run the demonstration until SIGINT or SIGTERM; returns the exit code."""
+    path, port = write_configuration(directory)
+    configuration = config.load(path)
+    relay = Relay(configuration, SystemClock())
+    unique = f"{time.time_ns():x}"
+    way = Way(time.monotonic())
+    maildir = directory / "Maildir"
+    server = await smarthost(configuration, port, way, maildir, unique)
+    handler = WayHandler(way)
+    logging.getLogger("edgemail").addHandler(handler)
+    await relay.start()
+    try:
+        listening = relay.server.addresses[0][2]
+        print(f"\nedgemail relays on 127.0.0.1:{listening}; its smarthost listens on 127.0.0.1:{port}.")
+        print("One message, handed over by SMTP:\n")
+        way.began = time.monotonic()
+        await send(listening, way, unique)
+        try:
+            await asyncio.wait_for(way.arrived.wait(), WAIT_SECONDS)
+            await asyncio.sleep(0.3)  # for the log line that says it left the spool
+        except TimeoutError:
+            print(f"\nThe message did not arrive within {WAIT_SECONDS:.0f} s; the log above says why.")
+        print("\nIts way, in milliseconds from the first byte:\n")
+        for at, what in way.steps:
+            print(f"  {at * 1000:8.1f}  {what}")
+        print(hints(path, listening, maildir), flush=True)
+        await relay.serve_until_signal()
+    finally:
+        logging.getLogger("edgemail").removeHandler(handler)
+        await relay.stop()
+        await server.drain(1.0)
+    return 0
+
+
+def hints(path: Path, port: int, maildir: Path) -> str:
+    """How to send another one and where to look."""
+    return f"""
+Send another one:
+    printf 'Subject: test\\n\\nhello\\n' | EDGEMAIL_CONFIG={path} .venv/bin/sendmail -f me@demo.example you@demo.example
+    or any mail client, to 127.0.0.1 port {port}
+Look:
+    the mail      {maildir}/new
+    the queue     EDGEMAIL_CONFIG={path} .venv/bin/mailq
+    the settings  .venv/bin/edgemail config -n --config {path}
+    the log       on this terminal
+Stop it with Ctrl-C.
+"""

@@ -1,0 +1,42 @@
+"""Root only for as long as it takes to bind: then the relay is `mail_owner`, for good."""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import pwd
+from pathlib import Path
+
+from edgemail.errors import EdgemailError
+
+logger = logging.getLogger("edgemail.master")
+
+
+def drop(owner: str, directory: Path) -> None:
+    """As root: give the spool's directory to `owner` and become it. As anybody else: nothing.
+
+    Raises EdgemailError when there is no such user.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        user = pwd.getpwnam(owner)
+    except KeyError:
+        raise EdgemailError(
+            f"mail_owner: there is no user {owner!r}; make one (useradd --system {owner}) or name another"
+        ) from None
+    if user.pw_uid == 0:
+        logger.warning("warning: the relay runs as root, because mail_owner is %s", owner)
+        return
+    give(directory, user.pw_uid, user.pw_gid)
+    os.setgroups([user.pw_gid, *(group.gr_gid for group in grp.getgrall() if owner in group.gr_mem)])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+
+
+def give(directory: Path, uid: int, gid: int) -> None:
+    """Make `directory` and all in it theirs; symbolic links are not followed (somebody else may have put them there)."""
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, uid, gid, follow_symlinks=False)

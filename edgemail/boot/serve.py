@@ -1,0 +1,228 @@
+"""The composition: one process, one loop, all parts. The only place where receive, queue, send and spool meet.
+
+Owns the order of starting and stopping, signals and reload; never touches a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edgemail import __version__
+from edgemail.boot import certs, config, log, privileges
+from edgemail.boot.control import SOCKET_NAME, ControlServer
+from edgemail.boot.status import Status
+from edgemail.boot.verbs import Desk
+from edgemail.clock import SystemClock
+from edgemail.envelope import Delivery, Envelope, Outcome
+from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy
+from edgemail.relay.queue.schedule import Scheduler
+from edgemail.relay.receive.listen import Server
+from edgemail.relay.receive.session import Reception
+from edgemail.relay.send.credentials import Credentials
+from edgemail.relay.send.deliver import Courier
+from edgemail.relay.send.resolve import Resolver
+from edgemail.relay.send.route import Router
+from edgemail.reply import Reply
+from edgemail.settings import Configuration
+from edgemail.spool.space import admission
+from edgemail.spool.store import open_store
+
+logger = logging.getLogger("edgemail.master")
+
+EX_UNAVAILABLE: Final = 69  # sysexits: another process holds the spool
+EX_OSERR: Final = 71  # an address cannot be bound, a directory not be written
+EX_CONFIG: Final = 78
+STOP_SECONDS: Final = 19.0  # limit: SIGTERM to the end of everything but the spool's last commit
+SESSION_SECONDS: Final = 8.0  # limit: of those, for sessions in flight
+DELIVERY_SECONDS: Final = 6.0  # limit: of those, for deliveries in flight
+
+
+def own_addresses() -> frozenset[str]:
+    """Every address of this machine's interfaces, without scope. psutil is imported on first use: 1 MiB."""
+    import psutil
+
+    families = psutil.net_if_addrs().values()
+    return frozenset(str(one.address).partition("%")[0] for each in families for one in each)
+
+
+class Relay:
+    """The running relay of one configuration. `start`, then `serve_until_signal`, then `stop`."""
+
+    def __init__(self, configuration: Configuration, clock: SystemClock) -> None:
+        self.configuration = configuration
+        self.clock = clock
+        self.stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind, become mail_owner, open the spool, take up the queue, serve. Raises EdgemailError and OSError."""
+        settings = self.configuration.settings
+        directory = Path(settings.queue_directory)
+        async with contextlib.AsyncExitStack() as undo:
+            self.server = Server(self.configuration.listeners)
+            self.server.bind()
+            undo.push_async_callback(self.server.drain, 0.0)
+            privileges.drop(settings.mail_owner, directory)
+            self.configuration = certs.ensure(self.configuration, self.clock)
+            self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
+            undo.push_async_callback(self.store.close)
+            self._compose()
+            await self.scheduler.load()
+            self._running = asyncio.create_task(self.scheduler.run())
+            self.control = ControlServer(directory / SOCKET_NAME, self.desk.verbs())
+            await self.control.start()
+            undo.push_async_callback(self.control.close)
+            await self.status.start()
+            undo.push_async_callback(self.status.close)
+            await self.server.start(self.reception)
+            undo.pop_all()
+        for name, host, port in self.server.addresses:
+            logger.info("listening on %s port %d, listener=%s", host, port, name)
+        logger.info("edgemail %s is ready, myhostname=%s", __version__, settings.myhostname)
+
+    def _compose(self) -> None:
+        """Make the parts and hand each what it needs of the others."""
+        configuration, clock = self.configuration, self.clock
+        self.router = Router(configuration)
+        self.resolver = Resolver(configuration, clock, own_addresses)
+        self.courier = Courier(
+            self.store, clock, configuration, resolver=self.resolver, credentials=Credentials(configuration)
+        )
+        self.scheduler = Scheduler(
+            self.store, clock, configuration, self.router.route, self._deliver, random=random.Random()
+        )
+        self.reception = Reception(
+            spool=self.store,
+            clock=clock,
+            configuration=configuration,
+            accepted=self._accepted,
+            route=self.router.route_address,
+            refusal=self.refusal,
+            flow=self.scheduler.flow,
+            notice=self.scheduler.notice,
+            peername=self.resolver.peername,
+        )
+        self.status = Status(self)
+        self.desk = Desk(
+            self.store,
+            self.scheduler,
+            clock,
+            lambda: self.configuration,
+            reload=self.reload,
+            refusal=self.refusal,
+            status=self.status.summary,
+        )
+
+    def _accepted(self, envelope: Envelope) -> None:
+        self.status.history.accepted(envelope)
+        self.scheduler.accepted(envelope)
+
+    async def _deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
+        outcomes = await self.courier.deliver(delivery)
+        for target, outcome in zip(delivery.targets, outcomes, strict=True):
+            self.status.history.outcome(delivery.envelope, target.recipient, outcome)
+        return outcomes
+
+    def refusal(self, size: int) -> Reply | None:
+        """At MAIL: whether a message of `size` octets (-1: not announced) may come now."""
+        settings = self.configuration.settings
+        short = admission(self.store.room(), size, settings.message_size_limit, settings.queue_minfree)
+        return short or self.status.guards.message_refusal(size)
+
+    async def reload(self) -> None:
+        """Read the configuration again. Raises ConfigurationError; then the old values stay in force."""
+        fresh = await asyncio.to_thread(config.load, self.configuration.path)
+        for needed in config.restart_needed(self.configuration, fresh):
+            logger.warning("warning: %s", needed)
+        fresh = certs.ensure(fresh, self.clock)
+        self.router.reload(fresh)
+        self.resolver.reload(fresh)
+        self.courier.reload(fresh)
+        self.scheduler.reload(fresh)
+        self.server.reload(fresh)
+        self.configuration = fresh
+        logger.info("configuration %s read again", fresh.path)
+
+    async def _hang_up(self) -> None:
+        try:
+            await self.reload()
+        except ConfigurationError as error:
+            for line in config.report(error.path, error.problems).splitlines():
+                logger.error("error: %s", line)
+            logger.error("error: the configuration before it stays in force")
+        except EdgemailError as error:
+            logger.error("error: %s; the configuration before it stays in force", error)
+
+    async def serve_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        reloads: set[asyncio.Task[None]] = set()
+
+        def hang_up() -> None:
+            task = asyncio.ensure_future(self._hang_up())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        await self.stopping.wait()
+
+    async def stop(self) -> None:
+        """Drain: no new sessions, those in flight finish or get 421, commits complete. 20 s at most."""
+        logger.info("stopping")
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.gather(self.server.drain(SESSION_SECONDS), self.scheduler.stop(DELIVERY_SECONDS))
+                if self._running is not None:
+                    await self._running
+                await self.courier.close()
+                await self.control.close()
+                await self.status.close()
+        except TimeoutError:
+            logger.warning("warning: not everything ended in %.0f s; what is in flight is tried again", STOP_SECONDS)
+        finally:
+            await self.store.close()
+        logger.info("stopped")
+
+
+async def _run(configuration: Configuration, clock: SystemClock) -> int:
+    relay = Relay(configuration, clock)
+    await relay.start()
+    await relay.serve_until_signal()
+    await relay.stop()
+    return 0
+
+
+def guarded(body: Callable[[], int]) -> int:
+    """Run `body`; what ends it becomes a sentence in the log and the exit code that says whether to try again."""
+    try:
+        return body()
+    except SpoolBusy as error:
+        logger.critical("fatal: %s", error)
+        return EX_UNAVAILABLE
+    except EdgemailError as error:
+        logger.critical("fatal: %s", error)
+        return EX_CONFIG
+    except OSError as error:
+        logger.critical("fatal: %s", error)
+        return EX_OSERR
+
+
+def run(path: str | None) -> int:
+    """`edgemail run`: serve the configuration at `path` until told to stop; returns the exit code."""
+    try:
+        configuration = config.load(config.find(path))
+    except ConfigurationError as error:
+        print(config.report(error.path, error.problems), file=sys.stderr)
+        return EX_CONFIG
+    log.start(configuration.settings.syslog_name)
+    return guarded(lambda: asyncio.run(_run(configuration, SystemClock())))
