@@ -57,6 +57,7 @@ class Entry:
     next_attempt: float = 0.0
     client_name: str = ""
     client_address: str = ""
+    helo: str = ""
     protocol: str = ""
     sasl_username: str = ""
     message_id: str = ""
@@ -114,6 +115,7 @@ def entry(envelope: Envelope, active: bool = False, site: Site | None = None) ->
         next_attempt=envelope.next_attempt,
         client_name=origin.client_name,
         client_address=origin.client_address,
+        helo=origin.helo,
         protocol=origin.protocol,
         sasl_username=origin.sasl_username,
         message_id=envelope.message_id,

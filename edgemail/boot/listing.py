@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -106,29 +107,56 @@ def postcat_path(one: Entry) -> str:
 def postcat_envelope(one: Entry) -> str:
     """`postcat -e`: the records before the message."""
     size = one.message_size
+    arrival = time.asctime(time.localtime(one.arrival_time))
     lines = [
         f"*** ENVELOPE RECORDS {postcat_path(one)} ***",
         f"message_size: {size:>15} {0:>15} {len(one.recipients):>15} {0:>15} {size:>15} {int(one.smtputf8):>15}",
-        f"message_arrival_time: {time.asctime(time.localtime(one.arrival_time))}",
+        f"message_arrival_time: {arrival}",
+        f"create_time: {arrival}",
+        f"named_attribute: log_ident={one.queue_id}",
+        "named_attribute: rewrite_context=local",  # bare addresses are completed, whoever sent them
     ]
     if one.envid:
         lines.append(f"named_attribute: envelope_id={printable(one.envid)}")
     if one.ret:
         lines.append(f"named_attribute: ret_flags={1 if one.ret == 'FULL' else 2}")
+    lines.append(f"sender: {_unquoted(one.sender)}")
     if one.client_address:
-        lines.append(f"named_attribute: log_client_name={printable(one.client_name)}")
-        lines.append(f"named_attribute: log_client_address={printable(one.client_address)}")
-        lines.append(f"named_attribute: log_protocol_name={printable(one.protocol)}")
-    if one.sasl_username:
-        lines.append(f"named_attribute: sasl_username={printable(one.sasl_username)}")
-    lines.append(f"sender: {printable(one.sender)}")
+        lines += [f"named_attribute: {name}={printable(value)}" for name, value in _client(one)]
     for recipient in one.recipients:
+        address = _unquoted(recipient.address)
         if recipient.orcpt:
             lines.append(f"named_attribute: dsn_orig_rcpt={printable(recipient.orcpt)}")
         if recipient.notify is not None:
             lines.append(f"named_attribute: notify_flags={recipient.notify << 1 or 1}")  # Postfix: NEVER is 1
-        lines.append(f"recipient: {printable(recipient.address)}")
+        lines += [f"original_recipient: {address}", f"recipient: {address}"]
     return "\n".join(lines) + "\n"
+
+
+def _unquoted(address: str) -> str:
+    """As Postfix's records have it: a quoted local part without its quotes."""
+    local, at, domain = address.rpartition("@")
+    if local.startswith('"') and local.endswith('"'):
+        local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    return printable(local + at + domain)
+
+
+def _client(one: Entry) -> list[tuple[str, str]]:
+    """Postfix's attributes of the client, as far as they are kept here."""
+    family = "10" if ":" in one.client_address else "2"  # AF_INET6, AF_INET
+    client = [
+        ("log_client_name", one.client_name),
+        ("log_client_address", one.client_address),
+        ("log_message_origin", f"{one.client_name}[{one.client_address}]"),
+        ("log_helo_name", one.helo),
+        ("log_protocol_name", one.protocol),
+        ("client_name", one.client_name),
+        ("client_address", one.client_address),
+        ("helo_name", one.helo),
+        ("protocol_name", one.protocol),
+        ("client_address_type", family),
+    ]
+    return [*client, ("sasl_username", one.sasl_username)] if one.sasl_username else client
 
 
 def postcat_contents(one: Entry) -> str:
