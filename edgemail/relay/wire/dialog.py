@@ -20,6 +20,7 @@ Interface (`receive.session` is its only driver):
     dialog.unread                   octets received and not yet looked at (STARTTLS injection: close when not 0)
     dialog.in_transaction, .in_content, .hello (name or ""), .extended, .recipients (count taken), .user
     dialog.eight_bit, .long_lines   of the message that is coming in; still true to it while its End is answered
+    dialog.said                     the last command line, for a transcript; of AUTH the verb alone
     dialog.errors, .junk            errors answered; NOOP, RSET, VRFY, ETRN and the like since the last message taken
     dialog.buffered                 bytes kept; at most 64 KiB plus what one receive_data brought
 
@@ -94,6 +95,7 @@ class Dialog:
         "hello",
         "junk",
         "recipients",
+        "said",
         "settings",
         "tls",
         "user",
@@ -108,6 +110,7 @@ class Dialog:
         self.extended = False
         self.user = ""
         self.recipients = 0
+        self.said = ""
         self.errors = 0
         self.junk = 0
         self.closed = False
@@ -235,6 +238,7 @@ class Dialog:
         if self._lines.begins_with(_TLS_HANDSHAKE):
             return Bad(replies.NOT_SMTP, fatal=True)
         line = self._lines.line()
+        self.said = ""
         if line is None:
             return Bad(replies.LINE_TOO_LONG, fatal=True) if self._lines.dropped > DROPPED_LIMIT else None
         if isinstance(line, Reply):
@@ -244,6 +248,7 @@ class Dialog:
             return Bad(replies.NOT_ASCII)
         verb, _, argument = text.partition(" ")
         verb, argument = verb.upper(), argument.lstrip(" ")
+        self.said = text if not verb.startswith("AUTH") else "AUTH"
         try:
             event = self._parse(verb, argument)
         except Malformed as fault:
