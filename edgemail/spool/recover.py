@@ -55,15 +55,23 @@ def _surveys(environment: Environment, found: Recovered) -> Iterator[tuple[list[
     """For each stretch of ids: those that never became a message, and those that are damaged."""
     at: int | None = 0
     while at is not None:
-        with environment.read() as transaction:
-            stretch = list(records.walk(transaction, at, IDS_PER_READ))
-            dropped = [f.id for f in stretch if not f.envelope and not records.is_aside(transaction, f.id)]
-            verdicts = [_judge(transaction, f) for f in stretch if f.envelope]
+        dropped, verdicts, at = _survey(environment, at)
         damaged = [verdict for verdict in verdicts if verdict is not None]
         found.messages += len(verdicts) - len(damaged)
         yield dropped, damaged
-        last = stretch[-1].id if stretch else layout.MAX_ID
-        at = last + 1 if len(stretch) == IDS_PER_READ and last < layout.MAX_ID else None
+
+
+def _survey(environment: Environment, start: int) -> tuple[list[int], list[SpoolDamaged | None], int | None]:
+    with environment.read() as transaction:
+        stretch = list(records.walk(transaction, start, IDS_PER_READ))
+        dropped = [f.id for f in stretch if not f.envelope and not records.is_aside(transaction, f.id)]
+        verdicts = [_judge(transaction, f) for f in stretch if f.envelope]
+    return dropped, verdicts, _behind(stretch)
+
+
+def _behind(stretch: list[records.Found]) -> int | None:
+    """Where to go on after a stretch; None at the end."""
+    return stretch[-1].id + 1 if len(stretch) == IDS_PER_READ and stretch[-1].id < layout.MAX_ID else None
 
 
 def _judge(transaction: Transaction, found: records.Found) -> SpoolDamaged | None:
@@ -116,26 +124,25 @@ def _verify_keys(environment: Environment, report: Report) -> None:
     """Keys that are none of ours, and messages without an envelope that were not set aside."""
     at: int | None = 0
     while at is not None:
-        with environment.read() as transaction:
-            stretch = list(records.walk(transaction, at, IDS_PER_READ))
-            report.unfinished += sum(
-                not found.envelope and not records.is_aside(transaction, found.id) for found in stretch
-            )
-        last = stretch[-1].id if stretch else layout.MAX_ID
-        at = last + 1 if len(stretch) == IDS_PER_READ and last < layout.MAX_ID else None
-    raw: bytes | None = b""
-    while raw is not None:
-        with environment.read() as transaction, transaction.cursor() as cursor:
-            there = cursor.set_range(raw) if raw else cursor.first()
-            if raw and there and cursor.key() == raw:
-                there = cursor.next()
-            for _ in range(KEYS_PER_READ):
-                if not there:
-                    raw = None
-                    break
-                raw = cursor.key()
-                report.strays += not _ours(raw)
-                there = cursor.next()
+        dropped, _, at = _survey(environment, at)
+        report.unfinished += len(dropped)
+    last: bytes | None = None
+    while keys := _keys(environment, last):
+        report.strays += sum(not _ours(raw) for raw in keys)
+        last = keys[-1]
+
+
+def _keys(environment: Environment, last: bytes | None) -> list[bytes]:
+    """The keys behind `last`, as many as one read may look at."""
+    keys: list[bytes] = []
+    with environment.read() as transaction, transaction.cursor() as cursor:
+        there = cursor.first() if last is None else cursor.set_range(last)
+        if there and cursor.key() == last:
+            there = cursor.next()
+        while there and len(keys) < KEYS_PER_READ:
+            keys.append(cursor.key())
+            there = cursor.next()
+    return keys
 
 
 def _ours(raw: bytes) -> bool:

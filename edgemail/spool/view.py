@@ -2,6 +2,9 @@
 
 Owns the short read transactions, and never holds one across a yield; never writes. Where an envelope turns out to be
 damaged on the way, `found` is told.
+
+A transaction object keeps its reader slot until it is forgotten, ended or not. So none is ever a local variable of a
+generator: eight deliveries, each waiting between two chunks, would use up all the slots there are.
 """
 
 from __future__ import annotations
@@ -27,35 +30,46 @@ class View:
         self._environment = environment
         self._found = found
 
-    def envelope(self, id: int) -> Envelope | None:
+    def _record(self, id: int) -> bytes | None:
         with self._environment.read(id) as transaction:
-            record = transaction.get(layout.key(id, 0))
+            record: bytes | None = transaction.get(layout.key(id, 0))
+        return record
+
+    def envelope(self, id: int) -> Envelope | None:
+        record = self._record(id)
         return None if record is None else layout.parse(id, record)[1]
 
     def envelopes(self) -> Iterator[Envelope]:
         at: int | None = 0
         while at is not None:
-            with self._environment.read() as transaction:
-                whole, damaged, at = records.envelopes(transaction, at, ENVELOPES_PER_READ)
+            whole, damaged, at = self._stretch(at)
             for error in damaged:
                 self._found(error)
             yield from whole
 
+    def _stretch(self, start: int) -> tuple[list[Envelope], list[SpoolDamaged], int | None]:
+        with self._environment.read() as transaction:
+            return records.envelopes(transaction, start, ENVELOPES_PER_READ)
+
     def body(self, id: int) -> Iterator[bytes]:
         """The chunks. Raises KeyError and SpoolDamaged at once where the envelope says so, otherwise on the way."""
-        with self._environment.read(id) as transaction:
-            record = transaction.get(layout.key(id, 0))
+        record = self._record(id)
         if record is None:
             raise KeyError(id)
         return self._chunks(id, layout.head_of(id, record))
 
+    def _chunk(self, id: int, part: int) -> bytes | None:
+        """Raises KeyError where the message was finished, or set aside, while it was being read."""
+        with self._environment.read(id) as transaction:
+            chunk: bytes | None = transaction.get(layout.key(id, part))
+            if chunk is None and transaction.get(layout.key(id, 0)) is None:
+                raise KeyError(id)
+        return chunk
+
     def _chunks(self, id: int, head: Head) -> Iterator[bytes]:
         size = crc = 0
         for part in range(1, head.parts + 1):
-            with self._environment.read(id) as transaction:
-                chunk: bytes | None = transaction.get(layout.key(id, part))
-                if chunk is None and transaction.get(layout.key(id, 0)) is None:
-                    raise KeyError(id)  # finished, or set aside, while it was being read
+            chunk = self._chunk(id, part)
             if chunk is None:
                 raise SpoolDamaged(id, f"chunk {part} of {head.parts} is missing")
             size += len(chunk)
@@ -74,6 +88,8 @@ class View:
             raise SpoolDamaged(id, "body does not match its checksum")
 
     def damaged(self) -> Iterator[Damaged]:
+        return iter(self._notes())
+
+    def _notes(self) -> list[Damaged]:
         with self._environment.read() as transaction:
-            found = records.notes(transaction)
-        yield from found
+            return records.notes(transaction)

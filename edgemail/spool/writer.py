@@ -27,7 +27,9 @@ from edgemail.spool.space import Space
 
 log = logging.getLogger("edgemail.spool")
 
-BATCH_BYTES: Final = 4 << 20  # limit: dirty bytes of one transaction; they are heap until it commits
+BATCH_BYTES: Final = (
+    2 << 20
+)  # limit: dirty bytes of one transaction; they are heap until it commits, and small mail waits behind them
 BATCH_JOBS: Final = 1024  # limit: jobs of one transaction
 LAZY_SECONDS: Final = 0.1  # limit: how long a lazy change may wait for another commit to ride with
 READER_CHECK_SECONDS: Final = 60.0  # how often the slots of dead readers are freed, while mail moves

@@ -338,6 +338,23 @@ def test_a_damaged_body_is_noticed_before_its_end(rig: Make, how: str) -> None:
     run(scenario())
 
 
+def test_any_number_of_messages_may_be_half_read(rig: Make) -> None:
+    async def scenario() -> None:
+        spool = rig().spool
+        kept = [await keep(spool, bytes(3 * CHUNK)) for _ in range(40)]
+        bodies = [spool.body(envelope.id) for envelope in kept]
+        lists = [spool.envelopes() for _ in kept]
+        for reading in (*bodies, *lists):
+            next(reading)
+        aside = [spool.damaged() for _ in kept]
+        assert all(sum(map(len, reading)) == 2 * CHUNK for reading in bodies)
+        assert all(list(reading) == kept[1:] for reading in lists)
+        assert not any(list(reading) for reading in aside)
+        await spool.close()
+
+    run(scenario())
+
+
 def test_all_sessions_together_stay_within_the_bound(rig: Make) -> None:
     """Fifty senders, half of them falling silent in mid-message: the others go on, the memory has its bound."""
 
