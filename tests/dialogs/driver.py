@@ -140,11 +140,11 @@ class Driver:
         if initial is None:
             self._login = ""
             return replies.challenge(b"")
-        _, user, password = initial.decode().split("\0")
-        return self._judge(user, password)
+        parts = initial.decode("utf-8", "replace").split("\0")
+        return self._judge(*parts[1:]) if len(parts) == 3 else replies.AUTH_REFUSED
 
     def _login_name(self, initial: bytes | None) -> Reply:
-        self._login = "?" if initial is None else initial.decode()
+        self._login = "?" if initial is None else initial.decode("utf-8", "replace")
         return replies.challenge(b"Username:" if initial is None else b"Password:")
 
     def _response(self, data: bytes | None) -> Reply:
@@ -155,7 +155,7 @@ class Driver:
             return self._plain(data)
         if login == "?":
             return self._login_name(data)
-        return self._judge(login, data.decode())
+        return self._judge(login, data.decode("utf-8", "replace"))
 
     def _judge(self, user: str, password: str) -> Reply:
         if not user or self.users.get(user) != password:
