@@ -62,6 +62,9 @@ class Logins:
     def login(self, maps: Maps, hop: str, host: str = "") -> Login | None:
         return self._login
 
+    def reload(self, configuration: Configuration) -> None:
+        self._login = None
+
 
 def at(server: FakeServer | int, name: str = "fake.example", *, address: str = "127.0.0.1") -> Host:
     port = server if isinstance(server, int) else server.port
@@ -795,7 +798,7 @@ def test_addresses_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, "sock_connect", connect)
         async with FakeServer() as server:
             host = Host("mx.example", ((IP6, "::2"), (IP6, "::3"), (IP4, "127.0.0.1")), server.port)
-            async with rig(host) as box:
+            async with rig(host, smtp_connect_timeout=3600.0) as box, asyncio.timeout(20):
                 outcome = one(await box.send())
                 assert outcome.delivered
                 assert outcome.relay.startswith("mx.example[127.0.0.1]")

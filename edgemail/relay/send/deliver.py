@@ -32,6 +32,7 @@ from edgemail.spool.verbs import Spool
 
 log = logging.getLogger("edgemail.smtp")
 
+CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
 LOCAL_TROUBLE: Final = Reply(451, "4.3.0", "local trouble while sending; see the log")
 
 
@@ -47,6 +48,9 @@ class Credentials(Protocol):
 
     def login(self, maps: Maps, hop: str, host: str = "") -> Login | None:
         """The login for a host of a next hop, found by either's name; None for none. Raises TableError."""
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take a new configuration. Raises TableError, and then keeps the old one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +90,27 @@ class Courier:
         return f"<Courier {self._pool!r}>"
 
     def reload(self, configuration: Configuration) -> None:
-        """Take a new configuration. Deliveries under way end with the old one; idle connections are closed."""
+        """Take a new configuration. Deliveries under way end with the old one; idle connections are closed.
+
+        Raises TableError where the logins cannot be read; then all is as before.
+        """
+        self._credentials.reload(configuration)
         self._configuration = configuration
         self._contexts.forget()
         self._dismiss(self._pool.clear())
 
     async def close(self) -> None:
-        """Say QUIT on what is idle and wait for it, no longer than smtp_quit_timeout."""
+        """Say QUIT on what is idle and wait for it, CLOSE_SECONDS at most."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._dismiss(self._pool.clear())
-        while self._farewells:
-            await asyncio.wait(self._farewells)
+        if self._farewells:
+            _, late = await asyncio.wait(self._farewells, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     # -- one delivery -------------------------------------------------------------------------------------------------
 

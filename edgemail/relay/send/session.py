@@ -315,9 +315,11 @@ class Session:
                 self._line.keep_session()
                 self.client.quit()
                 await self._answer()
+            await self._line.close()
         except (Broken, OSError):
             pass
-        await self._line.close()
+        finally:
+            self._line.abort()
 
     def abort(self) -> None:
         """End at once."""
