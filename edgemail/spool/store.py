@@ -66,6 +66,7 @@ def _take_up(environment: Environment, clock: Clock) -> tuple[Register, Recovere
     """The meta record as it now stands on the medium, and what a recovery found."""
     environment.reader_check()
     meta = read_meta(environment)
+    clock.passed(meta.wall if meta else 0.0)  # before anything is dated: a wrong clock must not raise the floor
     empty = _empty(environment)
     recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
     with environment.read() as transaction:
