@@ -30,7 +30,7 @@ def received(
     recipient: Address | None = None,
     tls: str = "",
 ) -> bytes:
-    """The header with its line ends. `at`: wall clock; `recipient`: when there is exactly one; `tls`: `cipher_words`."""
+    """The header with line ends. `at`: wall clock; `recipient`: when there is exactly one; `tls`: see cipher_words."""
     helo = harmless(origin.helo) or harmless(origin.client_name)
     lines = [f"Received: from {helo} ({harmless(origin.client_name)} [{literal(origin.client_address)}])"]
     if tls:

@@ -1,0 +1,46 @@
+"""What the receiving side is given by the rest of the box: the spool, and a few questions. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from edgemail.clock import Clock
+from edgemail.envelope import Address, Envelope, Route
+from edgemail.reply import Reply
+from edgemail.settings import Configuration
+from edgemail.spool.verbs import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """Everything that a session needs from outside; `boot.serve` fills it in."""
+
+    spool: Spool
+    clock: Clock
+    configuration: Configuration
+    accepted: Callable[[Envelope], None]  # a message is durable
+    route: Callable[[Address], Route]  # where mail for an address would go, to refuse `error:` at RCPT
+    refusal: Callable[[int], Reply | None]  # the guards, asked at MAIL with its SIZE, -1 when not said
+    flow: Callable[[], float]  # seconds to wait before a message is taken (in_flow_delay)
+    notice: Callable[[str, str, str], None]  # class, subject, text: for the postmaster
+    peername: Callable[[str], Awaitable[str]]  # a client's host name, "unknown" when it has none
+
+    @classmethod
+    def alone(cls, spool: Spool, clock: Clock, configuration: Configuration) -> Reception:
+        """A receiving side with nothing behind it but a spool."""
+
+        async def unknown(address: str) -> str:
+            return "unknown"
+
+        return cls(
+            spool,
+            clock,
+            configuration,
+            accepted=lambda envelope: None,
+            route=lambda address: Route("smtp", (address.domain or configuration.settings.myhostname,)),
+            refusal=lambda size: None,
+            flow=lambda: 0.0,
+            notice=lambda kind, subject, text: None,
+            peername=unknown,
+        )

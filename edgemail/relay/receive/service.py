@@ -1,0 +1,87 @@
+"""What all sessions of one listener share: its settings made ready, its policy, passwords and TLS.
+
+A session keeps the service it began with; a reload makes new ones, for new sessions only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemail.clock import Clock
+from edgemail.relay.receive.auth import MECHANISMS, Passwords
+from edgemail.relay.receive.policy import Policy
+from edgemail.relay.receive.tls import ServerTls, key_of
+from edgemail.settings import Configuration, Listener
+
+if TYPE_CHECKING:
+    LoggerAdapter = logging.LoggerAdapter[logging.Logger]
+else:
+    LoggerAdapter = logging.LoggerAdapter
+
+TRANSCRIPT_CLASSES = frozenset({"policy", "protocol"})  # of notify_classes: the errors that a session can make
+
+
+class Log(LoggerAdapter):
+    """The log of one service: its lines begin with the listener's syslog_name."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = self.extra
+        return msg, kwargs
+
+
+class Service:
+    """One listener, ready to serve."""
+
+    __slots__ = ("listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
+
+    def __init__(self, listener: Listener, policy: Policy, passwords: Passwords | None, tls: ServerTls | None) -> None:
+        self.listener = listener
+        self.settings = listener.settings
+        self.policy = policy
+        self.passwords = passwords
+        self.tls = tls
+        self.mechanisms = MECHANISMS if passwords is not None else ()
+        self.notify = frozenset(listener.settings.notify_classes) & TRANSCRIPT_CLASSES
+        self.log = Log(logging.getLogger("edgemail.smtpd"), {"syslog_name": listener.settings.syslog_name})
+
+    @property
+    def name(self) -> str:
+        return self.listener.name
+
+
+def services(
+    configuration: Configuration, clock: Clock, worker: ThreadPoolExecutor, own: Callable[[], Collection[str]]
+) -> dict[str, Service]:
+    """The services of a configuration by `place_of` their listener. Raises TableError.
+
+    `worker`: where passwords are checked; `own`: the addresses of this box. Listeners that agree on certificate and
+    rules share a TLS context, those with one password file share what was read of it.
+    """
+    base = Path(configuration.path).parent
+    contexts: dict[tuple[object, ...], ServerTls] = {}
+    files: dict[str, Passwords] = {}
+    out = {}
+    for listener in configuration.listeners:
+        settings = listener.settings
+        path = settings.smtpd_sasl_password_file if settings.smtpd_sasl_auth_enable else ""
+        if path and path not in files:
+            files[path] = Passwords(path, worker, clock.monotonic)
+        tls = None
+        if settings.smtpd_tls_security_level != "none":
+            tls = contexts.setdefault(key_of(settings), ServerTls(settings, clock.monotonic))
+        out[place_of(listener)] = Service(
+            listener,
+            Policy(settings, base, own=own, monotonic=clock.monotonic),
+            files.get(path),
+            tls,
+        )
+    return out
+
+
+def place_of(listener: Listener) -> str:
+    """What makes a listener the same one after a reload: where it listens; on a free port, which of them it is."""
+    return f"{listener.address}:{listener.port}" + ("" if listener.port else f" {listener.section} {listener.name}")
