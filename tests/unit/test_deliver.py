@@ -807,6 +807,23 @@ def test_addresses_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
+def test_an_ipv6_address_is_preferred_as_told() -> None:
+    with socket.socket(IP6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+
+    async def scenario() -> None:
+        async with FakeServer() as four, FakeServer(host="::1", port=four.port):
+            host = Host("mx.example", ((IP4, "127.0.0.1"), (IP6, "::1")), four.port)
+            for preference, address in (("any", "127.0.0.1"), ("ipv4", "127.0.0.1"), ("ipv6", "::1")):
+                async with rig(host, smtp_address_preference=preference) as box:
+                    assert one(await box.send()).relay == f"mx.example[{address}]:{four.port}"
+
+    run(scenario)
+
+
 def test_no_more_addresses_than_the_limit() -> None:
     async def scenario() -> None:
         dead = closed_port()

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 from edgemail.clock import Clock
@@ -32,6 +33,7 @@ from edgemail.spool.verbs import Spool
 
 log = logging.getLogger("edgemail.smtp")
 
+HOPS_KNOWN: Final = 256  # limit: next hops whose syntax is remembered
 CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
 LOCAL_TROUBLE: Final = Reply(451, "4.3.0", "local trouble while sending; see the log")
 
@@ -166,7 +168,7 @@ class Courier:
     def _hop(self, attempt: Attempt, text: str) -> _Hop:
         """What a next hop demands of a connection. Raises ValueError for a bad one, TableError for a bad table."""
         settings = attempt.settings
-        name = parse_hop(text, settings.smtp_tcp_port).host
+        name = _name_of(text, settings.smtp_tcp_port)
         login = self._login(settings, text)
         words = [settings.smtp_tls_security_level, *wanted_names(settings, "", name)]
         user = login.user if login is not None else ""
@@ -325,6 +327,12 @@ class Courier:
         self._timer = None
         self._dismiss(self._pool.expire(self._clock.monotonic()))
         self._arm()
+
+
+@lru_cache(maxsize=HOPS_KNOWN)
+def _name_of(hop: str, default_port: int) -> str:
+    """The host or domain of a next hop. ValueError for a bad one."""
+    return parse_hop(hop, default_port).host
 
 
 def _unresolved(error: ResolveError, configured: bool) -> Verdict:
