@@ -17,7 +17,8 @@ from edgemail.boot.frames import EX_DATAERR, EX_UNAVAILABLE, EX_USAGE
 from edgemail.clock import Clock
 from edgemail.envelope import Address, Body, Envelope, Notify, Origin, Recipient, Ret
 from edgemail.relay.queue.requeue import stamp
-from edgemail.relay.wire.dot import LONG_LINE, LegacyChunkDecoder
+from edgemail.relay.receive.heading import Heading
+from edgemail.relay.wire.dot import LegacyChunkDecoder
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Spool
 
@@ -80,41 +81,6 @@ class Submission:
             envid,
             Body.EIGHT_BIT if request.get("body") == "8BITMIME" else Body.SEVEN_BIT,
         )
-
-
-class Heading:
-    """The header of a message as it goes by: how many Received lines, and the message-id."""
-
-    __slots__ = ("_header", "_rest", "hops", "message_id")
-
-    def __init__(self, header_size_limit: int) -> None:
-        self.hops = 0
-        self.message_id = ""
-        self._header = bytearray()  # until the empty line
-        self._rest = header_size_limit
-
-    def feed(self, data: bytes) -> None:
-        """Look at the next piece, its line ends CRLF."""
-        if self._rest <= 0:
-            return
-        seen = len(self._header)
-        self._header += data[: self._rest]
-        self._rest -= len(data)
-        end = 0 if self._header.startswith(b"\r\n") else self._header.find(b"\r\n\r\n", max(0, seen - 3))
-        if end >= 0:
-            del self._header[end + 2 :]
-        if end >= 0 or self._rest <= 0:
-            self.finish()
-
-    def finish(self) -> None:
-        """The header is complete, or as much of it as is looked at."""
-        self._rest = 0
-        header = bytes(self._header)
-        self._header.clear()
-        if header:
-            self.hops = len(re.findall(rb"(?im)^received[ \t]*:", header))
-            found = re.search(rb"(?im)^message-id[ \t]*:(?:[ \t]|\r\n[ \t])*(\S+)", header)
-            self.message_id = found[1].decode("utf-8", "replace")[:LONG_LINE] if found else ""
 
 
 async def _lines(content: AsyncIterator[bytes], decoder: LegacyChunkDecoder) -> AsyncIterator[bytes]:
