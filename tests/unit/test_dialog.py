@@ -346,21 +346,26 @@ def test_tls_comes_first_where_it_is_required() -> None:
             assert said(driver, COMMANDS[verb]) == ["530 5.7.0"]
     for command in (HELO, b"EHLO x\r\n", b"NOOP\r\n", b"RSET\r\n"):
         assert said(driver, command)[0].startswith("250")
+    # and a password never goes in clear there, whatever smtpd_tls_auth_only says
+    open_ = started(
+        ("PLAIN",), smtpd_tls_security_level="encrypt", smtpd_sasl_auth_enable=True, smtpd_tls_auth_only=False
+    )
+    assert b"AUTH" not in open_.receive(b"EHLO x\r\n")
 
 
 def test_starttls_forgets_what_was_said_in_clear() -> None:
     driver = started(smtpd_sasl_auth_enable=True)
     driver.receive(OPENING + b"RSET\r\n")
+    driver.dialog.authenticated("kdent")
     assert said(driver, b"STARTTLS\r\nMAIL FROM:<evil@client.example>\r\n") == ["220 2.0.0"]
     assert driver.events[-1] == StartTls()
     assert driver.dialog.unread == 33
     assert driver.receive(b"NOOP\r\n") == b""  # nothing is read before the handshake
     driver.dialog.tls_started(("PLAIN",))
     assert driver.dialog.unread == 0
-    assert (driver.dialog.hello, driver.dialog.tls) == ("", True)
+    assert (driver.dialog.hello, driver.dialog.user, driver.dialog.tls) == ("", "", True)
     assert said(driver, b"AUTH PLAIN\r\n") == ["503 5.5.1"]
     assert b"AUTH PLAIN" in driver.receive(b"EHLO x\r\n")
-    driver.refuse = {StartTls: replies.TLS_UNAVAILABLE}
     plain = started()
     plain.refuse = {StartTls: replies.TLS_UNAVAILABLE}
     assert said(plain, b"STARTTLS\r\nNOOP\r\n") == ["454 4.7.0", "250 2.0.0"]
@@ -625,7 +630,10 @@ def test_recipients_over_the_limit_are_no_errors_for_a_while() -> None:
     assert driver.dialog.recipients == 1000
     assert said(driver, RCPT * RECIPIENT_OVERSHOOT) == ["452 4.5.3"] * RECIPIENT_OVERSHOOT
     assert driver.dialog.errors == 0
-    assert said(driver, RCPT * 21) == ["452 4.5.3"] * 19 + ["421 4.7.0"]
+    assert said(driver, RCPT + b"RSET\r\n" + MAIL + RCPT * 1001)[-1] == "452 4.5.3"
+    assert driver.dialog.errors == 1
+    assert said(driver, RCPT * RECIPIENT_OVERSHOOT) == ["452 4.5.3"] * RECIPIENT_OVERSHOOT
+    assert said(driver, RCPT * 20) == ["452 4.5.3"] * 17 + ["421 4.7.0"]
 
 
 def test_junk_counts_as_errors_in_the_end_and_mail_makes_up_for_it() -> None:

@@ -420,6 +420,5 @@ class Dialog:
     def _end_transaction(self) -> None:
         self._state = State.READY if self.hello else State.START
         self.recipients = 0
-        self._utf8 = False
         self._overshoot = 0
         self._refused = None
