@@ -87,6 +87,37 @@ def test_a_fresh_envelope_is_small() -> None:
     assert len(record(envelope)) < 200
 
 
+GOLDEN = Envelope(
+    0x6B00C0FFEE,
+    Address("Box", "example.com"),
+    (Recipient(Address("ops", "example.net"), Notify.FAILURE, reason="timed out", status="4.4.1", kind=Kind.LINK),),
+    4100,
+    1795219200.0,
+    Origin("gw", "192.0.2.17", "gw.lan", "ESMTP"),
+    eight_bit=True,
+    attempts=2,
+    next_attempt=1795219500.0,
+)
+GOLDEN_RECORD = (
+    "01f7687b3e000000000000100400000001deadbeef010f03426f786578616d706c652e636f6d022d2c010f036f7073657861"
+    "6d706c652e6e6574020102040974696d6564206f75740505342e342e3106046c696e6b030841dac037c0000000041f010267"
+    "77020a3139322e302e322e3137030667772e6c616e040545534d545006000e080000000000000002100841dac0380b000000"
+)
+
+
+def test_format_1_is_what_it_was() -> None:
+    """A spool that an earlier release wrote must be read as it was meant. New fields need a new version."""
+    data = bytes.fromhex(GOLDEN_RECORD)
+    head = Head(4100, 1, 0xDEADBEEF)
+    assert layout.parse(GOLDEN.id, data) == (head, GOLDEN)
+    assert record(GOLDEN, head) == data
+    assert (
+        layout.write_meta(Meta(4096, 65520, 0x6B00C10000, 1795219200.0, True)).hex()
+        == "454d535000010100000010000000fff00000006b00c1000041dac037c0000000058a206b"
+    )
+    assert layout.write_note(GOLDEN.id, 1795219200.0, "why").hex() == "014caeb05841dac037c0000000776879"
+
+
 @settings(max_examples=400)
 @given(st.binary(max_size=200))
 @example(b"")
