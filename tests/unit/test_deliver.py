@@ -861,14 +861,21 @@ def test_a_damaged_message_is_set_aside_and_never_ends_with_a_dot() -> None:
     run(scenario)
 
 
-def test_a_message_removed_meanwhile() -> None:
+def test_a_message_removed_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with FakeServer() as server, rig(at(server)) as box:
             delivery = await box.mail()
             gone = dataclasses.replace(delivery, envelope=dataclasses.replace(delivery.envelope, id=4711))
             assert one(await box.courier.deliver(gone)).kind is LOCAL
 
+            def missing(id: int) -> Iterator[bytes]:
+                raise KeyError(id)
+
+            box.spool.body = missing  # type: ignore[method-assign]
+            assert one(await box.courier.deliver(delivery)).kind is LOCAL
+
     run(scenario)
+    assert "Traceback" not in caplog.text
 
 
 def test_what_nobody_expected_is_local_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -879,6 +886,33 @@ def test_what_nobody_expected_is_local_and_logged(caplog: pytest.LogCaptureFixtu
 
     run(scenario)
     assert "KeyError" in caplog.text
+
+
+def test_a_delivery_that_is_given_up_leaves_nothing_open() -> None:
+    async def scenario() -> None:
+        for verb in ("GREETING", "MAIL", "LAST"):
+            async with FakeServer(FULL, {verb: STALL}) as server, rig(at(server)) as box:
+                task = asyncio.ensure_future(box.send())
+                while not (server.connections if verb == "GREETING" else server.lines[1:]):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert repr(box.courier) == "<Courier <Pool 0 active, 0 idle>>"
+
+    run(scenario)
+
+
+def test_a_reload_reaches_the_logins() -> None:
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"smtp_sasl_auth_enable": True, "smtp_sasl_security_options": ("noanonymous",)}
+        server = FakeServer((*FULL, "AUTH PLAIN"), users={"kdent": "top secret"})
+        async with server, rig(at(server), login=ME, **settings) as box:
+            box.courier.reload(box.configuration)
+            assert one(await box.send()).delivered
+            assert not any(line.startswith("AUTH") for line in server.lines)
+
+    run(scenario)
 
 
 def test_soft_bounce_makes_everything_temporary() -> None:

@@ -102,7 +102,7 @@ class Carrier:
         envelope = attempt.delivery.envelope
         able = session.client.abilities
         sender = complete(envelope.sender, attempt.settings)
-        body = self._rewriter(self._spool.body(envelope.id), envelope, attempt.settings)
+        body = self._rewriter(self._stored(envelope.id), envelope, attempt.settings)
         try:
             utf8_header = False
             if envelope.smtputf8 and envelope.eight_bit:
@@ -129,6 +129,10 @@ class Carrier:
             assert result is not None
             self._judge(attempt, session, target.index, result, malformed=broken is not None and broken.malformed)
         return broken is None
+
+    def _stored(self, id: int) -> Iterator[bytes]:
+        """The message as it is kept; a missing one, too, is found out when it is read."""
+        yield from self._spool.body(id)
 
     def _settle(self, attempt: Attempt, index: int, verdict: Verdict) -> None:
         attempt.settle(index, verdict, self._clock.monotonic())
