@@ -186,14 +186,14 @@ class _Conversation:
         default = b"354 go\r\n" if self.rcpt else b"554 5.5.1 no valid recipients\r\n"
         if not (await self.say("DATA", line, default)).startswith(b"354"):
             return False
-        content = b""
+        content = bytearray()
         while (octets := await self.reader.readline()) != b".\r\n":
             if not octets:
                 return True
             assert octets.endswith(b"\r\n"), octets
             assert b"\r" not in octets[:-2], octets
             content += octets[1:] if octets.startswith(b".") else octets
-        await self.take(".", content)
+        await self.take(".", bytes(content))
         return False
 
     async def do_bdat(self, line: str) -> bool:
