@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from edgemail.boot import config
+from edgemail.boot import config, log
 from edgemail.boot.maildir import Maildir
-from edgemail.boot.serve import Relay
+from edgemail.boot.serve import Relay, guarded
 from edgemail.clock import SystemClock
 from edgemail.envelope import Envelope
 from edgemail.relay.receive.listen import Server
-from edgemail.relay.receive.session import Reception
+from edgemail.relay.receive.reception import Reception
 from edgemail.settings import Configuration
 
 PORTS: Final = (2525, 2526, 8025)  # the relay, the smarthost, the health endpoint; the next free ones where taken
@@ -163,8 +163,9 @@ async def smarthost(configuration: Configuration, port: int, way: Way, maildir: 
 
     own = config.smarthost_configuration(configuration, "smarthost.demo.example", port)
     reception = Reception.alone(Maildir(maildir, delivered), SystemClock(), own)
-    server = Server(reception, own.listeners)
-    await server.start()
+    server = Server(own.listeners)
+    server.bind()
+    await server.start(reception)
     return server
 
 
@@ -201,6 +202,12 @@ async def demonstrate(directory: Path) -> int:
         await relay.stop()
         await server.drain(1.0)
     return 0
+
+
+def run(directory: str) -> int:
+    """`edgemail demo DIRECTORY`; returns the exit code."""
+    log.start()
+    return guarded(lambda: asyncio.run(demonstrate(Path(directory))))
 
 
 def hints(path: Path, port: int, maildir: Path) -> str:

@@ -25,7 +25,7 @@ from edgemail.envelope import Delivery, Envelope, Outcome
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy
 from edgemail.relay.queue.schedule import Scheduler
 from edgemail.relay.receive.listen import Server
-from edgemail.relay.receive.session import Reception
+from edgemail.relay.receive.reception import Reception
 from edgemail.relay.send.credentials import Credentials
 from edgemail.relay.send.deliver import Courier
 from edgemail.relay.send.resolve import Resolver
@@ -91,7 +91,7 @@ class Relay:
     def _compose(self) -> None:
         """Make the parts and hand each what it needs of the others."""
         configuration, clock = self.configuration, self.clock
-        self.router = Router(configuration)
+        self.router = Router(configuration, own=own_addresses)
         self.resolver = Resolver(configuration, clock, own_addresses)
         self.courier = Courier(
             self.store, clock, configuration, resolver=self.resolver, credentials=Credentials(configuration)

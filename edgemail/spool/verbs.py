@@ -73,11 +73,15 @@ class Intake(Protocol):
         """Forget it. Safe after a failed commit and safe to call twice."""
 
 
-class Spool(Protocol):
-    """The store of messages."""
+class Intakes(Protocol):
+    """What takes messages in; all that the receiving side asks for."""
 
     def intake(self) -> Intake:
         """Begin a message."""
+
+
+class Spool(Intakes, Protocol):
+    """The store of messages."""
 
     async def apply(self, change: Change, *, lazy: bool = False) -> None:
         """Make `change` durable. `lazy`: it may wait for the next barrier, 100 ms at most; still returns after it."""

@@ -14,7 +14,7 @@ from edgemail.relay.receive.heading import Heading
 from edgemail.relay.receive.stamp import received
 from edgemail.relay.wire.events import Mail
 from edgemail.settings import Settings
-from edgemail.spool.verbs import Spool
+from edgemail.spool.verbs import Intakes
 
 log = logging.getLogger("edgemail.cleanup")
 
@@ -26,7 +26,7 @@ class Arrival:
 
     def __init__(
         self,
-        spool: Spool,
+        spool: Intakes,
         settings: Settings,
         *,
         at: float,

@@ -9,14 +9,14 @@ from edgemail.clock import Clock
 from edgemail.envelope import Address, Envelope, Route
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
-from edgemail.spool.verbs import Spool
+from edgemail.spool.verbs import Intakes
 
 
 @dataclass(frozen=True, slots=True)
 class Reception:
     """Everything that a session needs from outside; `boot.serve` fills it in."""
 
-    spool: Spool
+    spool: Intakes
     clock: Clock
     configuration: Configuration
     accepted: Callable[[Envelope], None]  # a message is durable
@@ -25,9 +25,11 @@ class Reception:
     flow: Callable[[], float]  # seconds to wait before a message is taken (in_flow_delay)
     notice: Callable[[str, str, str], None]  # class, subject, text: for the postmaster
     peername: Callable[[str], Awaitable[str]]  # a client's host name, "unknown" when it has none
+    crowded: Callable[[str, int, int], Reply | None] = lambda host, held, total: None
+    # the guards, asked at a connection: our name, sessions of this client before it, sessions of all
 
     @classmethod
-    def alone(cls, spool: Spool, clock: Clock, configuration: Configuration) -> Reception:
+    def alone(cls, spool: Intakes, clock: Clock, configuration: Configuration) -> Reception:
         """A receiving side with nothing behind it but a spool."""
 
         async def unknown(address: str) -> str:
