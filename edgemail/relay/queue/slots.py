@@ -1,0 +1,151 @@
+"""How many deliveries run at once, and whose turn it is when no more may.
+
+Owns one rule: destinations that swallow connections never stop mail for one that answers. Destinations that answered
+lately share `default_process_limit` slots of their transport. All others, which may hang in a connect for minutes,
+share a pool of their own, and its last parts are kept for those that nothing bad is known of. Pure and synchronous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from edgemail.clock import Clock
+from edgemail.relay.queue.sites import Site
+from edgemail.settings import Configuration
+
+TRIALS: Final = 4  # limit: deliveries to unproven destinations for each of default_process_limit; nearly all connect
+STALLED: Final = (
+    30.0  # limit: seconds until a delivery to a proven destination is counted with those; smtp_connect_timeout
+)
+
+
+class Turn(IntEnum):
+    """Who waits for a slot, in the order in which they get one."""
+
+    PROVEN = 0
+    FRESH = 1  # never seen, wanted by new mail
+    BACKLOG = 2  # never seen
+    FAILING = 3  # failed since it last answered
+    MORE = 4  # one more delivery to a destination that is being tried already
+
+
+SHARE: Final = {Turn.FRESH: 1.0, Turn.BACKLOG: 0.75, Turn.FAILING: 0.5, Turn.MORE: 0.25}  # of the trials, filled so far
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One delivery under way. `transport` is "" for a trial."""
+
+    transport: str
+    started: float
+
+
+class Slots:
+    """The slots in use, and the sites that wait for one."""
+
+    def __init__(self, clock: Clock, configuration: Configuration) -> None:
+        self._clock = clock
+        self._configuration = configuration
+        self._proven: dict[str, dict[Slot, None]] = {}  # by transport, oldest first
+        self._queues: tuple[dict[Site, None], ...] = tuple({} for _ in Turn)
+        self.trials = 0
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take new limits."""
+        self._configuration = configuration
+
+    @property
+    def running(self) -> int:
+        return self.trials + sum(map(len, self._proven.values()))
+
+    def turn(self, site: Site, *, fresh: bool) -> Turn:
+        """As what a site would get a slot now."""
+        if site.proven(self._clock.monotonic()):
+            return Turn.PROVEN
+        if site.running:
+            return Turn.MORE
+        if site.failed_at is not None:
+            return Turn.FAILING
+        return Turn.FRESH if fresh else Turn.BACKLOG
+
+    def free(self, site: Site, *, fresh: bool) -> bool:
+        """Whether there is a slot for a delivery to this site."""
+        turn = self.turn(site, fresh=fresh)
+        if turn is not Turn.PROVEN:
+            return self.trials < SHARE[turn] * self._most_trials()
+        limit = self._configuration.transport(site.transport).default_process_limit
+        taken = self._proven.get(site.transport, {})
+        if len(taken) >= limit:
+            self._set_aside(taken)
+        return len(taken) < limit
+
+    def take(self, site: Site) -> Slot:
+        """Take one; asked whether it is free before."""
+        now = self._clock.monotonic()
+        if not site.proven(now):
+            self.trials += 1
+            return Slot("", now)
+        slot = Slot(site.transport, now)
+        self._proven.setdefault(site.transport, {})[slot] = None
+        return slot
+
+    def give_back(self, slot: Slot) -> None:
+        """The delivery has ended."""
+        if slot.transport:
+            del self._proven[slot.transport][slot]
+        else:
+            self.trials -= 1
+
+    # ---- sites that wait
+
+    def wait(self, site: Site) -> None:
+        """Remember that a site has mail and no slot."""
+        turn = self.turn(site, fresh=bool(site.fresh))
+        if site not in self._queues[turn]:
+            self.forget(site)
+            self._queues[turn][site] = None
+
+    def forget(self, site: Site) -> None:
+        for queue in self._queues:
+            queue.pop(site, None)
+
+    def next_site(self) -> Site | None:
+        """A site that waits and for which there is a slot now; it waits no more."""
+        for turn, queue in enumerate(self._queues):
+            for site in list(queue) if turn == Turn.PROVEN else self._first(Turn(turn)):
+                if self.free(site, fresh=bool(site.fresh)):
+                    del queue[site]
+                    return site
+        return None
+
+    def _first(self, turn: Turn) -> list[Site]:
+        """The first site that waits in one class; those that belong to another by now go there."""
+        queue = self._queues[turn]
+        while queue:
+            site = next(iter(queue))
+            if self.turn(site, fresh=bool(site.fresh)) == turn:
+                return [site]
+            self.wait(site)
+        return []
+
+    def next_change(self) -> float | None:
+        """When (monotonic) time alone could make room for a proven site that waits."""
+        waiting = {site.transport for site in self._queues[Turn.PROVEN]}
+        starts = [next(iter(self._proven[name])).started for name in waiting if self._proven.get(name)]
+        return min(starts) + STALLED if starts and self.trials < self._most_trials() else None
+
+    def _most_trials(self) -> float:
+        settings = self._configuration.settings
+        return max(1, min(TRIALS * settings.default_process_limit, 0.75 * settings.qmgr_message_active_limit))
+
+    def _set_aside(self, taken: dict[Slot, None]) -> None:
+        """Count deliveries that have hung for long with the trials: their destinations answer no more."""
+        now = self._clock.monotonic()
+        for slot in list(taken):
+            if now - slot.started < STALLED or self.trials >= self._most_trials():
+                return
+            del taken[slot]
+            slot.transport = ""
+            self.trials += 1

@@ -1,0 +1,196 @@
+"""What waits, in memory: for each message an id, when it is due, a mark of its domains, where it stands. No envelopes.
+
+Owns the index of waiting mail, 21 bytes a row in arrays sorted by id; a message has a row for each of its recipients'
+domains. Pure and synchronous; times are those of the monotonic clock. Never reads the spool.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from enum import IntEnum, IntFlag
+from typing import Final
+
+DOMAINS: Final = 8  # limit: domains of one message that the index knows; with more, a flush of any domain looks at it
+SLICE: Final = 4096  # limit: rows of the index that a queue run looks at in one piece
+
+EVERY_DOMAIN: Final = 0  # the mark of a message with more domains than that
+NEVER: Final = float("inf")
+_KIND: Final = 3
+
+
+class Stand(IntEnum):
+    """Where a waiting message stands."""
+
+    LATER = 0  # not before its time
+    LANE = 1  # due, in a lane of the scheduler
+    PARKED = 2  # due, in the line of a site that takes no more now
+    EXTRA = 3  # a further row of a message, for another domain
+
+
+class Flag(IntFlag):
+    """What else is known of a message that is due."""
+
+    NONE = 0
+    FLUSHED = 4  # somebody asked for it: the dead-site list does not count
+    FRESH = 8  # it came in since the start and has not been tried
+    OWN_SIDE = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
+    PEER_SIDE = 32  # the same, and the envelope says that it is the site's doing
+    QUIET = 48  # either of the two: it may wait on without its envelope being read or written
+
+
+def mark(domain: str) -> int:
+    """A domain as the index keeps it."""
+    return zlib.crc32(domain.lower().encode("utf-8", "surrogateescape")) or 1
+
+
+class Line:
+    """Ids in order of arrival: 8 bytes each, and nothing to pay for one that is taken from the front."""
+
+    __slots__ = ("_first", "_ids")
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._ids = array("Q", ids)
+        self._first = 0
+
+    def __len__(self) -> int:
+        return len(self._ids) - self._first
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids[self._first :])
+
+    def append(self, id: int) -> None:
+        self._ids.append(id)
+
+    def extend(self, ids: array[int]) -> None:
+        self._ids.extend(ids)
+
+    def pop(self) -> int:
+        """The first one. IndexError when there is none."""
+        first = self._ids[self._first]
+        self._first += 1
+        if self._first > 64 and self._first * 2 > len(self._ids):
+            del self._ids[: self._first]
+            self._first = 0
+        return first
+
+    def clear(self) -> None:
+        self._ids = array("Q")
+        self._first = 0
+
+
+class Waiting:
+    """The index. `fresh` and `parked` are counts: of messages never tried, and of parked ones that are not fresh."""
+
+    __slots__ = ("_due", "_extras", "_ids", "_marks", "_states", "fresh", "parked")
+
+    def __init__(self) -> None:
+        self._ids = array("Q")
+        self._due = array("d")
+        self._marks = array("I")
+        self._states = array("B")
+        self._extras = 0
+        self.fresh = 0
+        self.parked = 0
+
+    def __len__(self) -> int:
+        return len(self._ids) - self._extras
+
+    def __contains__(self, id: int) -> bool:
+        return self._row(id) >= 0
+
+    def ids(self) -> array[int]:
+        """Every message, in order of id; a copy."""
+        if not self._extras:
+            return self._ids[:]
+        rows = zip(self._ids, self._states, strict=True)
+        return array("Q", (mail for mail, state in rows if state & _KIND != Stand.EXTRA))
+
+    def add(
+        self, id: int, domains: Iterable[str], *, due: float = NEVER, stand: Stand = Stand.LATER, flags: int = 0
+    ) -> None:
+        """Put a message in, in the place of what was known of it."""
+        self.drop(id)
+        marks = list(dict.fromkeys(mark(domain) for domain in domains))
+        if len(marks) > DOMAINS or not marks:
+            marks = [EVERY_DOMAIN]
+        row = len(self._ids)
+        if row and id < self._ids[-1]:
+            row = bisect_left(self._ids, id)
+        for place, each in enumerate(marks):
+            self._ids.insert(row + place, id)
+            self._due.insert(row + place, NEVER)
+            self._marks.insert(row + place, each)
+            self._states.insert(row + place, Stand.EXTRA)
+        self._extras += len(marks) - 1
+        self._states[row] = Stand.LATER
+        self._set(row, stand, flags, due)
+
+    def drop(self, id: int) -> bool:
+        """Take a message out; whether it was there."""
+        row = self._row(id)
+        if row < 0:
+            return False
+        self._set(row, Stand.LATER, 0, NEVER)
+        end = row + 1
+        while end < len(self._ids) and self._ids[end] == id:
+            end += 1
+        self._extras -= end - row - 1
+        for column in (self._ids, self._due, self._marks, self._states):
+            del column[row:end]
+        return True
+
+    def stand(self, id: int) -> Stand | None:
+        """Where a message stands; None when it does not wait."""
+        row = self._row(id)
+        return None if row < 0 else Stand(self._states[row] & _KIND)
+
+    def flags(self, id: int) -> int:
+        """The `Flag`s of a message that waits."""
+        row = self._row(id)
+        return 0 if row < 0 else self._states[row] & ~_KIND
+
+    def move(self, id: int, stand: Stand, flags: int = 0, *, due: float = NEVER) -> None:
+        """Say where a message stands now. Nothing happens when it does not wait."""
+        row = self._row(id)
+        if row >= 0:
+            self._set(row, stand, flags, due)
+
+    def due(self, now: float, first: int = 0) -> tuple[array[int], int]:
+        """What has become due in one slice, from the id `first` on; and where the next begins, 0 behind the last."""
+        start = bisect_left(self._ids, first)
+        times = self._due[start : start + SLICE]
+        found = array("Q", (self._ids[start + place] for place, at in enumerate(times) if at <= now))
+        end = start + len(times)
+        return found, self._ids[end] if end < len(self._ids) else 0
+
+    def of_domain(self, domain: str) -> Iterator[int]:
+        """Messages with a recipient in `domain`, and some that may have one."""
+        row = -1
+        for wanted in (mark(domain), EVERY_DOMAIN):
+            found = []
+            try:
+                while True:
+                    row = self._marks.index(wanted, row + 1)
+                    found.append(self._ids[row])
+            except ValueError:
+                row = -1
+            yield from found
+
+    def _row(self, id: int) -> int:
+        row = bisect_left(self._ids, id)
+        return row if row < len(self._ids) and self._ids[row] == id else -1
+
+    def _set(self, row: int, stand: Stand, flags: int, due: float) -> None:
+        self._count(self._states[row], -1)
+        self._states[row] = stand | flags
+        self._count(stand | flags, 1)
+        self._due[row] = due if stand is Stand.LATER else NEVER
+
+    def _count(self, state: int, by: int) -> None:
+        if state & Flag.FRESH:
+            self.fresh += by
+        elif state & _KIND == Stand.PARKED:
+            self.parked += by
