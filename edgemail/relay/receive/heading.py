@@ -12,7 +12,9 @@ LINE_KEPT: Final = 1000  # limit: octets of an unfinished header line that are k
 
 _RECEIVED: Final = re.compile(rb"\r\nreceived[ \t]*:", re.IGNORECASE)
 _MESSAGE_ID: Final = re.compile(rb"\r\nmessage-id[ \t]*:(?:[ \t]|\r\n[ \t])*([^\s]+)", re.IGNORECASE)
-_FOLDED_ID: Final = re.compile(rb"\r\nmessage-id[ \t]*:[ \t]*\Z", re.IGNORECASE)  # its value stands on the next line
+_FOLDED_ID: Final = re.compile(
+    rb"\r\nmessage-id[ \t]*:(?:[ \t]|\r\n[ \t])*\Z", re.IGNORECASE
+)  # its value is yet to come
 
 
 class Heading:

@@ -109,6 +109,11 @@ class Visit:
             self._left = True
             self._anvil.left(self._key)
 
+    @property
+    def others(self) -> int:
+        """Sessions that this client has beside this one."""
+        return self._anvil.tally(self._key).sessions - 1
+
     def at_connect(self, client: str) -> Reply | None:
         """The refusal of the session, if any. `client` is "name[address]"; the texts are Postfix's."""
         host, settings = self._settings.myhostname, self._settings

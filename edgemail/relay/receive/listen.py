@@ -195,7 +195,9 @@ class Server:
         service = self._services[place_of(door.listener)]
         CONNECTIONS.add(service.name)
         visit = self._anvil.visit(service.name, address, service.settings, exempt=service.policy.exempt(address))
-        refusal = visit.at_connect(f"unknown[{address}]")
+        refusal = visit.at_connect(f"unknown[{address}]") or self._reception.crowded(
+            service.settings.myhostname, visit.others, self._anvil.sessions - 1
+        )
         if refusal is not None:
             visit.leave()
             self._turn_away(service, connection, address, refusal)
