@@ -196,6 +196,7 @@ class Outcome:
     relayed_dsn: bool = False
     connect_delay: float = 0.0  # seconds until the connection was ready
     transfer_delay: float = 0.0  # seconds for the transaction itself
+    text: str = field(default="", compare=False)  # as the log and mailq say it; "" where `reply` says all
 
     @property
     def delivered(self) -> bool:

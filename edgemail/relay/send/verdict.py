@@ -96,6 +96,7 @@ def outcome(verdict: Verdict, index: int, *, soft: bool, connect: float, transfe
         verdict.site_failed,
         connect_delay=connect,
         transfer_delay=transfer,
+        text=verdict.text,
     )
     if soft and made.kind is Kind.MESSAGE_PERMANENT:
         return replace(made, kind=Kind.MESSAGE_TEMPORARY, reply=made.reply.softened())
