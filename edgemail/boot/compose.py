@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from edgemail.relay.queue.requeue import date
+from edgemail.dates import date
 from edgemail.relay.wire.dot import LineEnds
 
 MAX_HEADER: Final = 262_144  # limit: octets of header that sendmail reads before it gives up

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemail.clock import RELEASE_DATE
+from edgemail.dates import date
 from edgemail.envelope import Address, Origin
 from edgemail.relay.receive.heading import LINE_KEPT, Heading
-from edgemail.relay.receive.stamp import cipher_words, date, literal, protocol, received
+from edgemail.relay.receive.stamp import cipher_words, literal, protocol, received
 
 ORIGIN = Origin("pr1.example.org", "192.0.2.7", "printer", "ESMTP", "", "lan")
 

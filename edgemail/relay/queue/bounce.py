@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edgemail.clock import Clock
+from edgemail.dates import date
 from edgemail.envelope import NULL_SENDER, Address, Body, Envelope, Recipient, Ret, queue_id
 from edgemail.relay.queue import dsn
 from edgemail.relay.queue.dsn import Form, Reported
-from edgemail.relay.queue.requeue import date
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
 

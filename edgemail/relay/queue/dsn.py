@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from edgemail.dates import date
 from edgemail.envelope import Address, Envelope, Recipient
-from edgemail.relay.queue.requeue import date
 from edgemail.reply import Reply
 from edgemail.settings import Settings
 

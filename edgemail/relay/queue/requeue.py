@@ -6,25 +6,13 @@ The copy and the removal of the old message are one transaction: after a power c
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import replace
-from typing import Final
 
 from edgemail.clock import Clock
+from edgemail.dates import date
 from edgemail.envelope import Envelope, queue_id
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
-
-DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def date(at: float) -> str:
-    """RFC 5322 3.3, local time, with the zone's name as a comment."""
-    when = time.localtime(at)
-    day, month = DAYS[when.tm_wday], MONTHS[when.tm_mon - 1]
-    clock = f"{when.tm_hour:02d}:{when.tm_min:02d}:{when.tm_sec:02d}"
-    return f"{day}, {when.tm_mday:2d} {month} {when.tm_year} {clock} {time.strftime('%z (%Z)', when)}"
 
 
 def stamp(settings: Settings, uid: int, id: int, at: float) -> bytes:

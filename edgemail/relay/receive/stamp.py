@@ -6,16 +6,14 @@ Owns its form and makes harmless what a client had put into it. Never looks at t
 from __future__ import annotations
 
 import re
-import time
 from typing import Final
 
+from edgemail.dates import date
 from edgemail.envelope import Address, Origin, queue_id
 
 MAX_FOR: Final = 900  # limit: octets of a recipient that is named in Received, so that the line keeps within 998
 MAX_NAME: Final = 255  # limit: characters of a client's name or HELO in Received, RFC 5321 4.5.3.1.2
 
-_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # What a name must not hold inside Received: controls, blanks, comments, quotes, what ends a clause. Postfix's neuter().
 _HARMFUL: Final = re.compile(r"[^!-~]|[<>()\\\";@]")
 
@@ -65,16 +63,3 @@ def literal(address: str) -> str:
 def harmless(name: str) -> str:
     """A name from outside that can say nothing but a name."""
     return _HARMFUL.sub("?", name[:MAX_NAME])
-
-
-def date(at: float) -> str:
-    """RFC 5322 3.3, in the box's time zone; English, whatever the locale."""
-    when = time.localtime(at)
-    offset = when.tm_gmtoff // 60
-    sign, offset = ("-", -offset) if offset < 0 else ("+", offset)
-    zone = re.sub(r"[^A-Za-z0-9+-]", "", when.tm_zone)
-    return (
-        f"{_DAYS[when.tm_wday]}, {when.tm_mday} {_MONTHS[when.tm_mon - 1]} {when.tm_year:04} "
-        f"{when.tm_hour:02}:{when.tm_min:02}:{when.tm_sec:02} {sign}{offset // 60:02}{offset % 60:02}"
-        + (f" ({zone})" if zone else "")
-    )

@@ -1,0 +1,23 @@
+"""Dates as a message writes them: RFC 5322 3.3, in English whatever the locale. Standard library only."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def date(at: float) -> str:
+    """`at`, wall clock, in the box's time zone, whose name stands behind it as a comment."""
+    when = time.localtime(at)
+    offset = when.tm_gmtoff // 60
+    sign, offset = ("-", -offset) if offset < 0 else ("+", offset)
+    zone = re.sub(r"[^A-Za-z0-9+-]", "", when.tm_zone)
+    return (
+        f"{_DAYS[when.tm_wday]}, {when.tm_mday} {_MONTHS[when.tm_mon - 1]} {when.tm_year:04} "
+        f"{when.tm_hour:02}:{when.tm_min:02}:{when.tm_sec:02} {sign}{offset // 60:02}{offset % 60:02}"
+        + (f" ({zone})" if zone else "")
+    )
