@@ -447,6 +447,31 @@ def test_a_submission_that_breaks_off_leaves_nothing(relay: Running) -> None:
     assert relay.queue.taken == []
 
 
+def test_what_is_not_kept_is_given_up(relay: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its octets would count against all sessions' bound for as long as the daemon runs."""
+    begin, given_up = relay.store.intake, []
+
+    class Watched:
+        def __init__(self) -> None:
+            self._intake = begin()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._intake, name)
+
+        async def abort(self) -> None:
+            given_up.append(self._intake.id)
+            await self._intake.abort()
+
+    monkeypatch.setattr(relay.store, "intake", Watched)
+    request = json.dumps({"verb": "submit", "sender": "a", "recipients": ["b"]}).encode() + b"\n"
+    raw(relay, request + b'{"octets":3}\n123', shut=True)
+    with pytest.raises(Failure):
+        submit(relay, b"Received: by somebody\n" * 50)
+    assert len(given_up) == 2
+    submit(relay, b"x")
+    assert len(given_up) == 2
+
+
 def test_a_full_disk_refuses_before_the_content_is_sent(relay: Running) -> None:
     relay.refused = INSUFFICIENT_STORAGE
     sent: list[bytes] = []
