@@ -92,7 +92,7 @@ def test_set_change_and_delete(tmp_path: Path) -> None:
     assert delete_user(str(path), "anna") is True
     assert delete_user(str(path), "anna") is False
     assert list(parse_users(path, path.read_text())) == ["bob"]
-    assert os.listdir(tmp_path) == ["passwd"]
+    assert [each.name for each in tmp_path.iterdir()] == ["passwd"]
     assert "two" not in path.read_text()
 
 
@@ -138,7 +138,7 @@ def test_an_edit_that_fails_leaves_the_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         set_password(str(path), "anna", "two")
     assert path.read_text() == before
-    assert os.listdir(tmp_path) == ["passwd"]
+    assert [each.name for each in tmp_path.iterdir()] == ["passwd"]
 
 
 GOOD = str(Hashed.of(b"one"))
