@@ -131,6 +131,8 @@ class Settings:
     default_transport: str = _p("smtp", "text", "the transport of mail for other domains")
     relay_transport: str = _p("relay", "text", "the transport of mail for relay_domains")
     smtp_fallback_relay: Names = _smtp((), "list", "tried in order when no other next hop can be reached")
+    defer_transports: Names = _p((), "list", "transports on demand: their mail waits for a flush, ETRN, or one of their links to come up")
+    smtp_links: Names = _smtp((), "list", "the [[link]]s that its mail may use, best first; empty: whatever the system routes")
     disable_dns_lookups: bool = _smtp(False, "bool", "no MX: addresses of the host only")
     dns_nameservers: Names = _p((), "list", "resolvers, address or [address]:port; empty: /etc/resolv.conf")
     append_dot_mydomain: bool = _p(False, "bool", "complete user@host with mydomain")
@@ -231,6 +233,33 @@ class Health:
     networks: Names = ("127.0.0.0/8", "::1/128")  # clients that may ask
 
 
+LINK_CLASSES = ("fibre", "lte", "satellite")
+ON_UP = ("flush",)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One `[[link]]`: an uplink, how its state is known, and what it is spared. 0 and "" = not set.
+
+    It works when everything that is named says so: the interface, the route, the probe, the command.
+    """
+
+    name: str
+    kind: str = "fibre"  # `class` in the file
+    interface: str = ""  # it has a carrier and an address
+    route: str = ""  # an address that the kernel has a route to (by that interface, if one is named)
+    probe: str = ""  # host:port that takes a TCP connection
+    command: Names = ()  # a program that exits with 0
+    probe_interval: float = 60.0  # between two probes, seconds
+    probe_timeout: float = 10.0  # until a probe has failed
+    windows: Names = ()  # hours in which it may be used: "Mon-Fri 02:00-04:00"
+    budget_day: int = 0  # bytes
+    budget_month: int = 0
+    size_limit: int = 0  # larger messages wait for a better link
+    connections: int = 0  # at once; 0: as its class has it
+    on_up: Names = ON_UP  # what is done when it comes up
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """A whole configuration file, checked. `transports` holds the settings of each transport that has its own.
@@ -244,6 +273,7 @@ class Configuration:
     transports: Mapping[str, Settings] = field(default_factory=dict)
     health: Health | None = None  # None: no status page
     given: Mapping[str, int] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
 
     def transport(self, name: str) -> Settings:
         """The settings in force for a transport: the box's where it has none of its own."""

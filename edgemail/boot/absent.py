@@ -37,7 +37,6 @@ ABSENT: Final[Mapping[str, str]] = {
     "debug_peer_list": "all sessions are logged alike",
     "debugger_command": _NO_PROGRAMS,
     "default_database_type": "every table says its type; texthash reads plain text",
-    "defer_transports": "mail waits by itself while a next hop cannot be reached",
     "fast_flush_domains": "`edgemail queue flush --domain NAME` flushes one domain",
     "header_checks": _NO_FILTER,
     "home_mailbox": _NO_LOCAL,

@@ -15,6 +15,7 @@ from typing import Any, Final
 from edgemail.boot import checks
 from edgemail.boot.absent import ABSENT
 from edgemail.boot.expand import DEFAULTS, FIELDS, Layer, Mistake, Scope, split
+from edgemail.boot.links import links
 from edgemail.boot.profiles import PROFILES
 from edgemail.boot.values import near, printable, read, shown
 from edgemail.errors import ConfigurationError, Problem
@@ -22,7 +23,7 @@ from edgemail.settings import PARAMETERS, Configuration, Health, Listener, Setti
 
 MAX_LISTENERS: Final = 64  # limit: [[listener]] tables
 DEFAULT_PORT: Final = 25  # of the one listener of a file that names none
-TABLES: Final = ("listener", "transport", "health")
+TABLES: Final = ("listener", "transport", "link", "health")
 LISTENER_KEYS: Final = ("name", "address", "port", "profile")
 HEALTH_KEYS: Final = ("address", "port", "token_file", "networks")
 TRANSPORT_SUFFIXES: Final = {
@@ -71,12 +72,14 @@ class Reading:
         listeners = self._listeners(data.get("listener"), layer, settings, files)
         transports = self._transports(data.get("transport", {}), limits, layer, settings, files)
         health = self._health(data["health"], scope, files) if "health" in data else None
+        uplinks = links(self, data.get("link", []), scope)
+        self._known(scope, settings, transports, {link.name for link in uplinks})
         if files:
             self._found(scope, checks.of_files(settings), checks.of_queue_directory(settings))
         if self.problems or self.derived:
             unique = dict.fromkeys(self.problems or self.derived)
             raise ConfigurationError(self.path, tuple(sorted(unique, key=lambda problem: problem.line)))
-        return Configuration(self.path, settings, listeners, transports, health, self.given)
+        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks)
 
     def _unknown(self, key: str, known: list[str], place: str = "") -> None:
         if not place and key in ABSENT:
@@ -252,6 +255,19 @@ class Reading:
             if files:
                 self._found(scope, checks.of_files(out[name]))
         return out
+
+    def _known(self, scope: Scope, settings: Settings, transports: Mapping[str, Settings], uplinks: set[str]) -> None:
+        """Links and transports that are named must be there."""
+        places = {scope.place("smtp_links"): settings.smtp_links}
+        places |= {f"transport.{name}.smtp_links": own.smtp_links for name, own in transports.items()}
+        for place, names in places.items():
+            for name in names:
+                if name not in uplinks and (place in self.given or place == "smtp_links"):
+                    hint = near(name, uplinks) or f'give it a table: [[link]] with name = "{name}"'
+                    self.problem(place, f"there is no link '{name}'", hint)
+        for name in settings.defer_transports:
+            if not _TRANSPORT_NAME.fullmatch(name):
+                self.problem("defer_transports", f"'{name}' is not a name for a transport", "letters, digits, - and _")
 
     # ---- health
 

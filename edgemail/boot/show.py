@@ -13,7 +13,7 @@ from typing import Any, Final
 from edgemail.boot.checks import SECRET_MAPS
 from edgemail.boot.expand import DEFAULTS, FIELDS, FILE_NAMES, Mistake
 from edgemail.boot.values import SECONDS, near
-from edgemail.settings import PARAMETERS, Configuration, Listener, Settings
+from edgemail.settings import PARAMETERS, Configuration, Link, Listener, Settings
 
 HIDDEN: Final = "********"
 
@@ -65,6 +65,8 @@ def as_json(configuration: Configuration, names: Sequence[str] = (), *, changed:
             name: {key: _plain(key, value) for key, value in _own(own, settings).items()}
             for name, own in configuration.transports.items()
         }
+        if configuration.links:
+            document["link"] = [_link(link) for link in configuration.links]
         if configuration.health is not None:
             document["health"] = dataclasses.asdict(configuration.health)
     return json.dumps(document, indent=2, ensure_ascii=False)
@@ -156,9 +158,20 @@ def _tables(configuration: Configuration) -> Iterator[str]:
     for name, own in configuration.transports.items():
         yield f"\n[transport.{name}]"
         yield from (f"{key} = {spelled(key, value)}" for key, value in _own(own, top).items())
+    for link in configuration.links:
+        yield "\n[[link]]"
+        yield from (f"{key} = {_value(value)}" for key, value in _link(link).items())
     if configuration.health is not None:
         yield "\n[health]"
         yield from (f"{key} = {_value(value)}" for key, value in dataclasses.asdict(configuration.health).items())
+
+
+def _link(link: Link) -> dict[str, Any]:
+    """A link's keys, without those that are not set."""
+    unset = {field.name: field.default for field in dataclasses.fields(Link)}
+    values = {name: getattr(link, name) for name in unset}
+    chosen = {name: value for name, value in values.items() if value != unset[name] or name in ("name", "kind")}
+    return {"class" if name == "kind" else name: value for name, value in chosen.items()}
 
 
 def _value(value: Any) -> str:
