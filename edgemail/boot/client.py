@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -113,12 +113,11 @@ class Office:
         last: Mapping[str, Any] = {}
         for _ in range(BUSY_TRIES):
             with contextlib.closing(self._connected()) as connection, connection.makefile("rb") as answer:
-                try:
-                    last = _exchange(connection, answer, line, content, sink)
-                except TimeoutError:
-                    raise Failure("the relay does not answer", EX_TEMPFAIL) from None
-                except OSError as error:
-                    raise Failure(f"the relay went away: {error.strerror}", EX_TEMPFAIL) from error
+                for found in _exchange(connection, answer, line, content):
+                    if isinstance(found, dict) and found.get("done"):
+                        last = found
+                    elif sink is not None:
+                        sink(found)
             if not last.get("busy"):
                 break
             time.sleep(BUSY_PAUSE)
@@ -146,29 +145,29 @@ class Office:
 
 
 def _exchange(
-    connection: socket.socket,
-    answer: BinaryIO,
-    line: bytes,
-    content: Iterable[bytes] | None,
-    sink: Sink | None,
-) -> Mapping[str, Any]:
-    """The request, its content once the daemon says `go`, and the answer to its last line."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read: the answer says why
-        connection.sendall(line)
-    while line := answer.readline():
-        data: Mapping[str, Any] = json.loads(line)
-        if data.get("done"):
-            return data
-        if data.get("go"):
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send(connection, content or ())
-            continue
-        octets = data.get("octets")
-        found = data if octets is None else answer.read(octets)
-        if isinstance(found, bytes) and len(found) < (octets or 0):
-            break
-        if sink is not None:
-            sink(found)
+    connection: socket.socket, answer: BinaryIO, line: bytes, content: Iterable[bytes] | None
+) -> Iterator[dict[str, Any] | bytes]:
+    """The answer to a request, line by line and frame by frame; the content goes out once the daemon says `go`."""
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read: it says why
+            connection.sendall(line)
+        while line := answer.readline():
+            data = json.loads(line)
+            if data.get("go"):
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    _send(connection, content or ())
+                continue
+            octets = data.get("octets")
+            found = data if octets is None else answer.read(octets)
+            if octets is not None and len(found) < octets:
+                break
+            yield found
+            if data.get("done"):
+                return
+    except TimeoutError:
+        raise Failure("the relay does not answer", EX_TEMPFAIL) from None
+    except OSError as error:
+        raise Failure(f"the relay went away: {error.strerror}", EX_TEMPFAIL) from error
     raise Failure("the relay went away", EX_TEMPFAIL)
 
 

@@ -253,6 +253,8 @@ def _mailbox(words: list[str], angle: list[str] | None, text: str) -> list[str]:
             out += part
         elif parts[number - 1] not in "@." and parts[number + 1] not in "@.":
             raise MalformedAddress(f"two words without a comma: {text.strip()[:100]!r}")
+    if any("\ud800" <= char <= "\udfff" for char in out):  # octets that were no UTF-8
+        raise MalformedAddress(f"neither ASCII nor UTF-8: {out[:100]!r}")
     return [out]
 
 

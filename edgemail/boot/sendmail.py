@@ -22,6 +22,7 @@ from edgemail.boot.frames import EX_DATAERR, EX_OK, EX_OSERR, EX_TEMPFAIL, EX_US
 from edgemail.boot.program import complain, flush, office, program, show_queue
 from edgemail.envelope import Notify
 
+STDIN: Final = 0
 READ: Final = 65_536
 START_SECONDS: Final = 20.0  # limit: seconds that `sendmail -bd` waits for the relay to answer
 
@@ -267,7 +268,7 @@ def _content(header: Header, rest: bytes, text: Text) -> Iterator[bytes]:
 
 def _read() -> bytes:
     try:
-        return os.read(sys.stdin.fileno(), READ)
+        return os.read(STDIN, READ)
     except OSError as error:
         raise Failure(f"error reading input: {error.strerror}", EX_DATAERR) from error
 

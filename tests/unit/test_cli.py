@@ -564,6 +564,25 @@ def test_sendmail_t_with_addresses_that_cannot_be_read(relay: Running) -> None:
     assert relay.envelopes() == []
 
 
+def test_sendmail_without_a_stdin(relay: Running) -> None:
+    code = "import os; os.close(0); from edgemail.boot.names import sendmail; raise SystemExit(sendmail(['bob']))"
+    environment = {**os.environ, "EDGEMAIL_CONFIG": str(relay.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, relay.envelopes()) == (65, [])
+    assert b"error reading input" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(relay: Running) -> None:
+    for _ in range(300):
+        relay.keep()
+    command = f"{sys.executable} -c 'from edgemail.boot.names import mailq; raise SystemExit(mailq())' | head -1"
+    environment = {**os.environ, "EDGEMAIL_CONFIG": str(relay.path)}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_sendmail_accepts_what_does_nothing_here(relay: Running) -> None:
     ignored = ["-Am", "-G", "-n", "-m", "-v", "-om", "-oem", "-o7", "-L", "x", "-h", "5", "-O", "x=y", "-bm", "-U"]
     assert send(relay, b"x\n", *ignored, "--", "bob").returncode == 0

@@ -126,7 +126,8 @@ def test_addresses(given_: str, found: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a b", "<a@b", "(a@b", "a)@b", '"a', "<a@b> <c@d>", "a@b c@d", "a@[b", "x \\ y", "a@b <c@d> e <f@g>"]
+    "text",
+    ["a b", "<a@b", "(a@b", "a)@b", '"a', "<a@b> <c@d>", "a@b c@d", "a@[b", "x \\ y", "j\udce4@b", "a@b <c@d> e <f@g>"],
 )
 def test_what_cannot_be_read_is_an_error_and_never_dropped(text: str) -> None:
     with pytest.raises(MalformedAddress):
