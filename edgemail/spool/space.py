@@ -22,9 +22,7 @@ from edgemail.spool.verbs import Room
 
 RESERVE: Final = 8 << 20  # limit: bytes kept for removals when the spool is full, or RESERVE_SHARE
 RESERVE_SHARE: Final = 10  # limit: the reserve is never more than this part (1/10) of the spool
-RECORD_GROWTH: Final = (
-    256  # limit: bytes kept for each record of the spool: a try that fails writes why into the envelope
-)
+RECORD_GROWTH: Final = 256  # limit: bytes kept for each record that is there: envelopes grow with each try that fails
 FREE_LIST_PAGES: Final = 16  # what LMDB's list of free pages takes; the binding does not tell
 RESERVE_STEP: Final = 4  # the reserve is set aside anew each time the file grew by this part (1/4) of it
 FRESH_SECONDS: Final = 1.0  # limit: age of the figure that `room` gives
@@ -53,6 +51,8 @@ class Figures:
     inodes: int
     reserve: int
     growth: int = 0
+    disk: int = 0  # of the whole file system
+    all_inodes: int = 0  # 0: the file system does not count them
 
     @property
     def spare(self) -> int:
@@ -92,6 +92,8 @@ class Space:
             inodes=file_system.f_ffree if file_system.f_files else -1,
             reserve=self.reserve,
             growth=records * RECORD_GROWTH,
+            disk=file_system.f_blocks * file_system.f_frsize,
+            all_inodes=file_system.f_files,
         )
 
     def measure(self) -> Figures:

@@ -25,10 +25,10 @@ from edgemail.spool.layout import Meta
 from edgemail.spool.records import Edit, Tail
 from edgemail.spool.recover import Recovered, recover
 from edgemail.spool.register import ID_BLOCK, Register, first_id
-from edgemail.spool.space import Space, admission
+from edgemail.spool.space import Figures, Space, admission
 from edgemail.spool.verbs import Change, Damaged, Room
 from edgemail.spool.view import View
-from edgemail.spool.writer import Need, Writer
+from edgemail.spool.writer import Need, Vitals, Writer
 
 log = logging.getLogger("edgemail.spool")
 
@@ -42,7 +42,7 @@ def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0) -> St
     Raises SpoolBusy where another process has it, SpoolError where it cannot be opened (the sentence says what to do).
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         holder = Holder(directory)
     except OSError as error:
         raise SpoolError(f"{directory}: {error.strerror}: it must be a directory that this user may write") from error
@@ -276,6 +276,14 @@ class Store:
 
     def room(self) -> Room:
         return self._space.room()
+
+    def figures(self) -> Figures:
+        """The numbers behind `room`, for gauges."""
+        return self._space.figures()
+
+    def vitals(self) -> Vitals:
+        """How the writer does."""
+        return self._writer.vitals()
 
     def admission(self, size: int, message_size_limit: int) -> Reply | None:
         """The refusal of a message of this size, None to let it come; by `minfree`, which may be set anew."""

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 from edgemail.clock import Clock
+from edgemail.counters import Counter, Histogram
 from edgemail.errors import SpoolError, SpoolFull
 from edgemail.spool.environment import Environment, Transaction
 from edgemail.spool.register import Register
@@ -27,15 +28,22 @@ from edgemail.spool.space import Space
 
 log = logging.getLogger("edgemail.spool")
 
-BATCH_BYTES: Final = (
-    2 << 20
-)  # limit: dirty bytes of one transaction; they are heap until it commits, and small mail waits behind them
+BATCH_BYTES: Final = 2 << 20  # limit: dirty bytes of one transaction: heap until it commits; small mail waits for it
 BATCH_JOBS: Final = 1024  # limit: jobs of one transaction
 LAZY_SECONDS: Final = 0.1  # limit: how long a lazy change may wait for another commit to ride with
 READER_CHECK_SECONDS: Final = 60.0  # how often the slots of dead readers are freed, while mail moves
-STRIKES: Final = (
-    3  # limit: failures in a row of single jobs, not for want of room, before the rest of a batch is given up
+STRIKES: Final = 3  # limit: single jobs that fail in a row, not for want of room, before their batch is given up
+
+# Written by the writer's thread alone.
+COMMITS: Final = Histogram(
+    "edgemail_spool_commit_seconds",
+    "Time of a transaction of the spool, its barrier included",
+    (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 )
+BATCHES: Final = Histogram(
+    "edgemail_spool_batch_jobs", "Jobs that shared one transaction of the spool", (1, 2, 4, 8, 16, 32, 64, 128, 256)
+)
+FAILURES: Final = Counter("edgemail_spool_failures", "Transactions of the spool that failed", ("reason",))
 
 T = TypeVar("T")
 
@@ -57,6 +65,7 @@ class Job:
     need: Need
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    at: float  # time.monotonic(), when it was submitted
     due: float  # time.monotonic(); 0.0 = at once
     result: Any = None
     error: SpoolError | None = None
@@ -70,6 +79,16 @@ class Tally:
     jobs: int = 0
     failures: int = 0
     largest: int = field(default=0)  # jobs in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How the writer does, for those who watch it. Seconds; 0.0 where nothing is under way."""
+
+    alive: bool  # its thread runs
+    waiting: float  # since the oldest job was submitted that no transaction has taken up
+    inside: float  # since the transaction under way began: the medium may take its time
+    trouble: str  # why the last transaction failed, unless for want of room; "" since one succeeded
 
 
 class Writer:
@@ -87,6 +106,8 @@ class Writer:
         self._urgent = 0  # of `_jobs`
         self._stopping = False
         self._full = False
+        self._began = 0.0  # time.monotonic(), of the transaction under way; 0.0: none
+        self._trouble = ""
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="spool-writer", daemon=True)
         self._thread.start()
@@ -97,7 +118,8 @@ class Writer:
         """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        job = Job(steps, cost, need, loop, future, time.monotonic() + LAZY_SECONDS if lazy else 0.0)
+        now = time.monotonic()
+        job = Job(steps, cost, need, loop, future, now, now + LAZY_SECONDS if lazy else 0.0)
         with self._wake:
             if self._stopping:
                 future.set_exception(SpoolError("the spool is closed"))
@@ -108,6 +130,21 @@ class Writer:
             if self._urgent or len(self._jobs) == 1:
                 self._wake.notify()
         return future
+
+    def vitals(self) -> Vitals:
+        """How it does now. Takes no lock: the writer may hold it no longer than it takes to pick up its jobs."""
+        now = time.monotonic()
+        began = self._began
+        try:
+            oldest = self._jobs[0].at
+        except IndexError:
+            oldest = now
+        return Vitals(
+            alive=self._thread.is_alive(),
+            waiting=now - max(oldest, began) if not began else 0.0,
+            inside=now - began if began else 0.0,
+            trouble=self._trouble,
+        )
 
     def stop(self) -> None:
         """Do what is waiting, then end the thread. Nothing is taken any more. Blocks until it has ended."""
@@ -169,6 +206,22 @@ class Writer:
 
     def _transact(self, part: list[Job]) -> None:
         """One transaction. Raises SpoolError and leaves nothing done; a job without room fails by itself."""
+        self._began = began = time.monotonic()
+        try:
+            self._write(part)
+        except SpoolError as error:
+            FAILURES.add("full" if isinstance(error, SpoolFull) else "medium")
+            if not isinstance(error, SpoolFull):
+                self._trouble = str(error)
+            raise
+        else:
+            self._trouble = ""
+            COMMITS.observe(time.monotonic() - began)
+            BATCHES.observe(len(part))
+        finally:
+            self._began = 0.0
+
+    def _write(self, part: list[Job]) -> None:
         figures = self._space.figures()
         left = {Need.ROOM: figures.free, Need.REWRITE: figures.rewritable}
         spent = 0
