@@ -152,7 +152,8 @@ def test_a_disk_that_fills_up_under_lmdb(small_disk: Path, size: int, monkeypatc
         kept += await fill_with_mail(store, size)
         assert store._writer.tally.failures > 0  # it was LMDB that refused
         monkeypatch.undo()
-        assert verify(store._environment) == Report(len(kept), sum(e.size for e in kept))
+        report = verify(store._environment)  # chunks that could not even be dropped are the next start's business
+        assert replace(report, unfinished=0) == Report(len(kept), sum(e.size for e in kept))
         ballast.unlink()
         clock.advance(2.0)
         await drains(store, kept)
@@ -231,7 +232,8 @@ def test_a_map_that_fills_up_under_lmdb(tmp_path: Path, size: int, monkeypatch: 
         await asyncio.gather(*small, return_exceptions=True)
         monkeypatch.undo()
         kept = list(store.envelopes())
-        assert verify(store._environment) == Report(len(kept), sum(e.size for e in kept))
+        report = verify(store._environment)
+        assert replace(report, unfinished=0) == Report(len(kept), sum(e.size for e in kept))
         for envelope in kept:  # to the last page full, even so
             await store.apply(Change(remove=(envelope.id,)))
         assert list(store.envelopes()) == []

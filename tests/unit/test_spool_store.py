@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from edgemail.clock import RELEASE_DATE, ManualClock
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool import environment, layout, records, register
+from edgemail.spool import store as store_module
 from edgemail.spool.layout import Head, Meta
 from edgemail.spool.recover import Report, verify
 from edgemail.spool.store import Store, open_reader, open_store
@@ -287,6 +289,57 @@ def test_a_poisoned_environment_is_opened_anew(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_many_removals_are_done_in_steps(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = StoreRig(tmp_path)
+        kept = await asyncio.gather(*(keep(rig.store, b"") for _ in range(3 * store_module.REMOVALS_PER_COMMIT)))
+        before = rig.commits
+        await rig.store.apply(Change(remove=tuple(e.id for e in kept)))
+        assert rig.commits == before + 3
+        assert list(rig.store.envelopes()) == []
+        await rig.store.close()
+
+    run(scenario())
+
+
+def test_what_was_set_aside_is_out_of_reach_of_removals(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = opened(tmp_path)
+        kept = await keep(store, bytes(2 * CHUNK))
+        await store.quarantine(kept.id, "because")
+        await store.apply(Change(remove=(kept.id,), update=(kept,)))
+        await store.close()
+        there = {layout.aside_key(kept.id), layout.note_key(kept.id), layout.key(kept.id, 1), layout.key(kept.id, 2)}
+        assert set(raw(tmp_path)) == there | {layout.meta_key()}
+        store = opened(tmp_path)
+        assert await store.discard(kept.id)
+        await store.close()
+        assert set(raw(tmp_path)) == {layout.meta_key()}
+
+    run(scenario())
+
+
+def test_an_abort_during_the_commit_wins(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = StoreRig(tmp_path)
+        gate = threading.Event()
+        rig.on_commit = waiter(gate)
+        intake = rig.store.intake()
+        intake.write(b"x")
+        commit = asyncio.create_task(intake.commit(MAIL))
+        await asyncio.sleep(0)
+        abort = asyncio.create_task(intake.abort())
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(SpoolError, match="aborted"):  # or a 250 would follow for what is removed
+            await commit
+        await abort
+        assert list(rig.store.envelopes()) == []
+        await rig.store.close()
+
+    run(scenario())
+
+
 # --- ids and the meta record -----------------------------------------------------------------------------------------
 
 
@@ -487,11 +540,8 @@ def test_a_reader_beside_the_relay_and_after_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become nobody")
-def test_a_reader_without_the_right_to_write(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-
-    async def scenario() -> None:
+def test_a_reader_without_the_right_to_write() -> None:
+    async def scenario(tmp_path: Path) -> None:
         store = opened(tmp_path)
         kept = await keep(store)
         (tmp_path / "data.mdb").chmod(0o644)
@@ -504,7 +554,9 @@ def test_a_reader_without_the_right_to_write(tmp_path: Path) -> None:
         (tmp_path / "data.mdb").chmod(0o600)
         assert "error" in read_from_outside(tmp_path, "nobody")
 
-    run(scenario())
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to others, and stay so
+        Path(directory).chmod(0o755)
+        run(scenario(Path(directory)))
 
 
 def test_dead_readers_are_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
