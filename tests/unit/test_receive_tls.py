@@ -68,7 +68,7 @@ def papers(folder: Papers, tmp_path: Path) -> Papers:
     ("newest", "version"), [(ssl.TLSVersion.TLSv1_3, "TLSv1.3"), (ssl.TLSVersion.TLSv1_2, "TLSv1.2")]
 )
 def test_starttls(papers: Papers, newest: ssl.TLSVersion, version: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "edgemail")
 
     async def scenario() -> None:
         async with serving(listener(papers.settings(smtpd_tls_received_header=True))) as box:
@@ -262,7 +262,7 @@ def test_the_client_ends_tls_without_a_word(papers: Papers) -> None:
 
 
 def test_a_new_certificate_is_taken_and_a_bad_one_is_not(papers: Papers, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "edgemail")
     clock = ManualClock()
     server = ServerTls(papers.settings(), clock.monotonic)
     first = server.context()

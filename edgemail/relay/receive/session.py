@@ -332,7 +332,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         if transport is None:
             return
         try:
-            if self._last not in ("QUIT", "STARTTLS") and not self._reader.at_eof() and transport.can_write_eof():
+            if self._last not in ("CONNECT", "QUIT", "STARTTLS") and not self._reader.at_eof() and transport.can_write_eof():
                 transport.write_eof()
                 await self._linger()
             transport.close()
