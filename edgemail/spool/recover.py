@@ -100,8 +100,9 @@ class Report:
         return not self.damaged and not self.strays
 
 
-def verify(environment: Environment) -> Report:
+def verify(reader: View) -> Report:
     """Read every record and compare every checksum. With the relay up, what moves meanwhile is passed over."""
+    environment = reader.environment
     report = Report()
     _verify_keys(environment, report)
     view = View(environment, lambda error: report.damaged.append((error.id, error.why)))

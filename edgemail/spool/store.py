@@ -314,7 +314,6 @@ class Reader(View):
 
     def __init__(self, environment: Environment) -> None:
         self.skipped: list[SpoolDamaged] = []  # envelopes that do not parse, met by `envelopes`
-        self.environment = environment
         super().__init__(environment, self.skipped.append)
 
     def close(self) -> None:

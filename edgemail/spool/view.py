@@ -27,11 +27,11 @@ class View:
     """The reading half of the verbs."""
 
     def __init__(self, environment: Environment, found: Callable[[SpoolDamaged], None]) -> None:
-        self._environment = environment
+        self.environment = environment
         self._found = found
 
     def _record(self, id: int) -> bytes | None:
-        with self._environment.read(id) as transaction:
+        with self.environment.read(id) as transaction:
             record: bytes | None = transaction.get(layout.key(id, 0))
         return record
 
@@ -48,7 +48,7 @@ class View:
             yield from whole
 
     def _stretch(self, start: int) -> tuple[list[Envelope], list[SpoolDamaged], int | None]:
-        with self._environment.read() as transaction:
+        with self.environment.read() as transaction:
             return records.envelopes(transaction, start, ENVELOPES_PER_READ)
 
     def body(self, id: int) -> Iterator[bytes]:
@@ -60,7 +60,7 @@ class View:
 
     def _chunk(self, id: int, part: int) -> bytes | None:
         """Raises KeyError where the message was finished, or set aside, while it was being read."""
-        with self._environment.read(id) as transaction:
+        with self.environment.read(id) as transaction:
             chunk: bytes | None = transaction.get(layout.key(id, part))
             if chunk is None and transaction.get(layout.key(id, 0)) is None:
                 raise KeyError(id)
@@ -91,5 +91,5 @@ class View:
         return iter(self._notes())
 
     def _notes(self) -> list[Damaged]:
-        with self._environment.read() as transaction:
+        with self.environment.read() as transaction:
             return records.notes(transaction)

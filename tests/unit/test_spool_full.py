@@ -84,7 +84,7 @@ async def fill_with_mail(store: Store, size: int) -> list[Envelope]:
 async def drains(store: Store, kept: list[Envelope]) -> None:
     """Every message can be rewritten, every message can be finished, and all are whole until then."""
     assert list(store.envelopes()) == kept
-    assert verify(store._environment).sound
+    assert verify(store._view).sound
     waits = [replace(e.recipients[0], reason="Connection timed out " * 15) for e in kept]
     changed = [replace(e, recipients=(r,), attempts=1) for e, r in zip(kept, waits, strict=True)]
     await asyncio.gather(*(store.apply(Change(update=(e,)), lazy=True) for e in changed))
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_under_lmdb(small_disk: Path, size: int, monkeypatc
         kept += await fill_with_mail(store, size)
         assert store._writer.tally.failures > 0  # it was LMDB that refused
         monkeypatch.undo()
-        report = verify(store._environment)  # chunks that could not even be dropped are the next start's business
+        report = verify(store._view)  # chunks that could not even be dropped are the next start's business
         assert replace(report, unfinished=0) == Report(len(kept), sum(e.size for e in kept))
         ballast.unlink()
         clock.advance(2.0)
@@ -232,7 +232,7 @@ def test_a_map_that_fills_up_under_lmdb(tmp_path: Path, size: int, monkeypatch: 
         await asyncio.gather(*small, return_exceptions=True)
         monkeypatch.undo()
         kept = list(store.envelopes())
-        report = verify(store._environment)
+        report = verify(store._view)
         assert replace(report, unfinished=0) == Report(len(kept), sum(e.size for e in kept))
         for envelope in kept:  # to the last page full, even so
             await store.apply(Change(remove=(envelope.id,)))

@@ -58,7 +58,7 @@ def spoil(directory: Path, key: bytes, value: bytes | None) -> None:
 
 def check(directory: Path) -> Report:
     with open_reader(directory) as reader:
-        return verify(reader.environment)
+        return verify(reader)
 
 
 def waiter(gate: threading.Event) -> Callable[[Any], None]:
@@ -509,7 +509,7 @@ try:
     with open_reader(Path(sys.argv[1])) as reader:
         found = [[e.id, len(b"".join(reader.body(e.id)))] for e in reader.envelopes()]
         print(json.dumps({"found": found, "aside": [d.id for d in reader.damaged()],
-            "skipped": [e.id for e in reader.skipped], "sound": verify(reader.environment).sound}))
+            "skipped": [e.id for e in reader.skipped], "sound": verify(reader).sound}))
 except SpoolError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -763,7 +763,7 @@ def test_the_check_reads_everything(tmp_path: Path) -> None:
         rig.lose_chunk(kept[2].id, 2)
         await rig.store.quarantine(kept[3].id, "by hand")
         edit_record(rig.store, layout.note_key(kept[3].id), turn_bit)
-        report = verify(rig.store._environment)
+        report = verify(rig.store._view)
         assert [mail for mail, _ in report.damaged] == [e.id for e in kept[:3]]
         assert (report.messages, report.bytes, report.set_aside, report.unfinished) == (1, 2 * CHUNK, 1, 0)
         assert not report.sound
