@@ -855,9 +855,7 @@ def test_a_receiving_side_alone() -> None:
         return Reception.alone(given.spool, given.clock, given.configuration)
 
     async def scenario() -> None:
-        async with serving(
-            reception=lambda given: Reception.alone(given.spool, given.clock, given.configuration)
-        ) as box:
+        async with serving(reception=alone) as box:
             wire = await box.wire()
             await wire.hello()
             assert (await wire.mail()).startswith(QUEUED)
