@@ -14,6 +14,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
 log = logging.getLogger("edgemail.spool")
 
 DATA: Final = "data.mdb"
+DRAFT: Final = "new"  # a directory in which the file comes to be
 LOCK: Final = "lock.mdb"
 HOLDER: Final = "holder.pid"
 MAX_READERS: Final = 8  # limit: reader slots of the LMDB environment: the relay and seven tools
@@ -103,6 +105,15 @@ def held(directory: Path) -> bool:
     return False
 
 
+def flush(path: Path) -> None:
+    """Wait until a file, or a directory's names, are on the medium."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 class Environment:
     """One LMDB environment with one unnamed table. `size` 0: as large as the file says."""
 
@@ -119,23 +130,9 @@ class Environment:
     def _open(self) -> None:
         if not self._readonly:
             self._allocate_lock()
+            self._make()
         with map_errors(self.directory):
-            self._env = lmdb.open(
-                str(self.directory),
-                map_size=self._size,
-                readonly=self._readonly,
-                create=not self._readonly,
-                lock=self._lock,
-                mode=0o640,
-                writemap=False,  # a full disk under a writable map is SIGBUS, and no more relay
-                sync=True,
-                metasync=True,  # without it the commit behind the last 250 may be gone
-                readahead=False,
-                meminit=True,
-                max_dbs=0,
-                max_readers=MAX_READERS,
-                **_ENGINE,
-            )
+            self._env = self._lmdb(self.directory, self._lock)
             info = self._env.info()
             self.map_size: int = info["map_size"]
             self.page: int = self._env.stat()["psize"]
@@ -144,6 +141,42 @@ class Environment:
                 (self.directory / LOCK).chmod(0o660)  # a reader of the group needs a slot in it
             self._file = os.open(self.directory / DATA, os.O_RDWR | os.O_CLOEXEC)
             self._lengthen()
+
+    def _lmdb(self, directory: Path, lock: bool) -> Any:
+        return lmdb.open(
+            str(directory),
+            map_size=self._size,
+            readonly=self._readonly,
+            create=not self._readonly,
+            lock=lock,
+            mode=0o640,
+            writemap=False,  # a full disk under a writable map is SIGBUS, and no more relay
+            sync=True,
+            metasync=True,  # without it the commit behind the last 250 may be gone
+            readahead=False,
+            meminit=True,
+            max_dbs=0,
+            max_readers=MAX_READERS,
+            **_ENGINE,
+        )
+
+    def _make(self) -> None:
+        """Where there is no file yet, make one whole and flushed before it has its name.
+
+        LMDB writes the first two pages of a file without a barrier: a power cut then leaves what it refuses to open.
+        """
+        data = self.directory / DATA
+        if data.exists() and data.stat().st_size > 0:
+            return
+        draft = self.directory / DRAFT
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o750)
+        with map_errors(self.directory):
+            self._lmdb(draft, lock=False).close()
+        flush(draft / DATA)
+        (draft / DATA).rename(data)
+        flush(self.directory)
+        shutil.rmtree(draft, ignore_errors=True)
 
     def _allocate_lock(self) -> None:
         """LMDB writes its lock file through a map: without a block behind it, a full disk would be SIGBUS."""

@@ -14,14 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WRITE, SYNC, TRUNCATE, ALLOCATE, MARK, MMAP_SHARED = range(1, 7)
+WRITE, SYNC, TRUNCATE, ALLOCATE, MARK, MMAP_SHARED, RENAME = range(1, 8)
 HEADER = struct.Struct("<BBBxIQQQ")
 SOURCE = Path(__file__).with_name("recorder.c")
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. `file` is the index into the recorded names; `size` the new size of a truncation."""
+    """One operation. `file` is the index into the recorded names; `size` the new size of a truncation.
+
+    Of a rename `file` is the old name and `offset` one more than the index of the new one; -1 and 0 are other names.
+    """
 
     kind: int
     file: int

@@ -1,8 +1,8 @@
 /* Records what a process asks of the medium, in order: loaded with LD_PRELOAD, built by the tests.
  *
- * Files whose path ends in one of the names of EDGEMAIL_RECORD_FILES (parted by colons) are recorded into the file
- * EDGEMAIL_RECORD: for each operation a header of 32 bytes and the data. One lock is held over the real call and its
- * record, so that the order in the record is the order in the kernel. Writes to a file whose name ends in ".ledger"
+ * Files and directories whose path ends in one of the names of EDGEMAIL_RECORD_FILES (parted by colons) are recorded into
+ * the file EDGEMAIL_RECORD: for each operation a header of 32 bytes and the data. One lock is held over the real call and
+ * its record, so that the order in the record is the order in the kernel. Writes to a file whose name ends in ".ledger"
  * are marks: what the process told the world, at its place among the writes.
  *
  * EDGEMAIL_RECORD_SKIP (fdatasync, fsync, dsync, or all) turns that barrier into nothing, in the process and in the
@@ -24,7 +24,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC = 2, TRUNCATE = 3, ALLOCATE = 4, MARK = 5, MMAP_SHARED = 6 };
+enum { WRITE = 1, SYNC = 2, TRUNCATE = 3, ALLOCATE = 4, MARK = 5, MMAP_SHARED = 6, RENAME = 7 };
 enum { FDS = 1024, NAMES = 8 };
 
 struct record {
@@ -93,20 +93,29 @@ static int known(int fd)
     return log_fd >= 0 && fd >= 0 && fd < FDS && tracked[fd];
 }
 
+static int index_of(const char *path)
+{
+    size_t length = strlen(path);
+    for (int i = 0; i < name_count; i++) {
+        size_t n = strlen(names[i]);
+        if (length >= n && strcmp(path + length - n, names[i]) == 0)
+            return i + 1;
+    }
+    return 0;
+}
+
 static void opened(int fd, const char *path, int flags)
 {
     setup();
     if (fd < 0 || fd >= FDS || log_fd < 0)
         return;
     tracked[fd] = dsync[fd] = ledger[fd] = 0;
-    size_t length = strlen(path);
-    for (int i = 0; i < name_count; i++) {
-        size_t n = strlen(names[i]);
-        if (length >= n && strcmp(path + length - n, names[i]) == 0 && (flags & O_ACCMODE) != O_RDONLY) {
-            tracked[fd] = i + 1;
-            dsync[fd] = (flags & O_DSYNC) != 0;
-            ledger[fd] = n > 7 && strcmp(names[i] + n - 7, ".ledger") == 0;
-        }
+    int index = index_of(path);
+    if (index) {
+        size_t n = strlen(names[index - 1]);
+        tracked[fd] = index;
+        dsync[fd] = (flags & O_DSYNC) != 0;
+        ledger[fd] = n > 7 && strcmp(names[index - 1] + n - 7, ".ledger") == 0;
     }
 }
 
@@ -300,6 +309,22 @@ int posix_fallocate(int fd, off_t offset, off_t length)
 int posix_fallocate64(int fd, off64_t offset, off64_t length)
 {
     return allocated(fd, offset, length) ? errno : 0;
+}
+
+int rename(const char *from, const char *to)
+{
+    setup();
+    int source = log_fd >= 0 ? index_of(from) : 0, target = log_fd >= 0 ? index_of(to) : 0;
+    pthread_mutex_lock(&lock);
+    int result = syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+    int saved = errno;
+    if (result == 0 && (source || target)) {
+        struct record r = {.kind = RENAME, .file = source, .offset = target};
+        put(&r, sizeof r);
+    }
+    pthread_mutex_unlock(&lock);
+    errno = saved;
+    return result;
 }
 
 /* A writable shared mapping of a recorded file would be a road to the medium that is not recorded: say so. */

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.crash.record import ALLOCATE, MARK, MMAP_SHARED, SYNC, TRUNCATE, WRITE, Op
+from tests.crash.record import ALLOCATE, MARK, MMAP_SHARED, RENAME, SYNC, TRUNCATE, WRITE, Op
 
 SECTOR = 512
 CREATION = 16  # operations in which a spool comes to be; each of them is cut
 
-Files = tuple[bytes, ...]
+Files = Mapping[str, bytes]  # by the recorded name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,46 @@ def build(durable: bytearray, ops: Sequence[Op], extended: bool = False, all_ops
     return bytes(content)
 
 
-def states(ops: Sequence[Op], files: int, rng: random.Random, count: int, share: float = 1.0) -> Iterator[State]:
+@dataclass
+class Shelf:
+    """The recorded names and what stands under them. A rename is sure once its directory was flushed."""
+
+    names: Sequence[str]
+    media: dict[str, Medium] = field(default_factory=dict)
+    unsure: list[tuple[str, str]] = field(default_factory=list)  # renames that a cut may undo
+
+    def take(self, op: Op) -> None:
+        if op.kind == RENAME:
+            old, new = self.names[op.file], self.names[op.offset - 1]
+            self.media[new] = self.media.pop(old)
+            self.unsure.append((old, new))
+        elif op.kind == SYNC and self.names[op.file] not in self.media:  # a directory
+            self.unsure.clear()
+        else:
+            self.media.setdefault(self.names[op.file], Medium()).take(op)
+
+    def variants(self, flying: Op | None, rng: random.Random, count: int) -> Iterator[tuple[str, Files]]:
+        """What a cut can leave; the files that `flying` does not touch are as whole as asked for, or bare."""
+        touched = self.names[flying.file] if flying is not None and flying.kind in WRITING else ""
+        name = touched or next(iter(self.media), "")
+        if not name:
+            return
+        for how, content in self.media.get(name, Medium()).variants(flying if touched else None, rng, count):
+            whole = rng.random() < 0.5
+            files = {n: build(m.durable, m.pending if whole else []) for n, m in self.media.items()} | {name: content}
+            if self.unsure and rng.random() < 0.5:
+                for old, new in reversed(self.unsure):
+                    files[old] = files.pop(new)
+            yield how, files
+
+
+WRITING = (WRITE, TRUNCATE, ALLOCATE)
+
+
+def states(ops: Sequence[Op], names: Sequence[str], rng: random.Random, count: int, share: float) -> Iterator[State]:
     """Distinct states after each prefix of `ops`, or a random `share` of them; `count` random subsets for each."""
-    media = [Medium() for _ in range(files)]
-    seen: set[tuple[int, ...]] = set()
+    shelf = Shelf(names)
+    seen: set[tuple[object, ...]] = set()
     marks = 0
     for number, op in enumerate([*ops, None]):
         if op is not None and op.kind == MMAP_SHARED:
@@ -120,17 +156,10 @@ def states(ops: Sequence[Op], files: int, rng: random.Random, count: int, share:
             marks += 1
             continue
         if number < CREATION or rng.random() < share or op is None:
-            flying = op
-            at = flying.file if flying is not None else 0
-            for how, content in media[at].variants(flying, rng, count):
-                # The other files are taken as whole as they were asked for, or as bare as the barriers left them.
-                rest = rng.random() < 0.5
-                whole = tuple(
-                    content if i == at else build(m.durable, m.pending if rest else []) for i, m in enumerate(media)
-                )
-                key = (marks, *(zlib.crc32(c) for c in whole))
+            for how, files in shelf.variants(op, rng, count):
+                key = (marks, *((name, zlib.crc32(content)) for name, content in sorted(files.items())))
                 if key not in seen:
                     seen.add(key)
-                    yield State(number, whole, how)
+                    yield State(number, files, how)
         if op is not None:
-            media[op.file].take(op)
+            shelf.take(op)

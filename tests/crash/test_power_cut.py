@@ -22,7 +22,7 @@ from tests.crash.ledger import Ledger, ledgers
 from tests.crash.replay import State, states
 from tests.crash.workload import SPOOL_SIZE
 
-FILES = ("data.mdb", "marks.ledger")
+FILES = ("new/data.mdb", "spool/data.mdb", "marks.ledger", "/spool")
 WANTED = int(os.environ.get("EDGEMAIL_CRASH_STATES", "400"))
 SEED = int(os.environ.get("EDGEMAIL_CRASH_SEED", "20261"))
 
@@ -58,7 +58,10 @@ def judge(shelf: Path, state: State, ledger: Ledger) -> list[str]:
     spool = shelf / "state"
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir()
-    (spool / "data.mdb").write_bytes(state.files[0])
+    for name, content in state.files.items():
+        path = spool / name.removeprefix("spool/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
     try:
         found = asyncio.run(contents(spool))
     except Exception as error:
@@ -70,7 +73,7 @@ def cuts(ops: list[record.Op], seed: int, count: int, most: int) -> tuple[list[S
     """About `most` states of a run, from random cuts all over it."""
     rng = random.Random(seed)
     share = min(1.0, most / (len(ops) * (4 + count)))
-    chosen = list(states(ops, 1, rng, count, share))
+    chosen = list(states(ops, FILES, rng, count, share))
     return chosen, ledgers(ops, [s.cut for s in chosen])
 
 
