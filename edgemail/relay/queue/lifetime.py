@@ -49,6 +49,7 @@ class Timeline:
 
     def since(self, date: float) -> float:
         """Seconds since a date of the spool in which this process ran."""
+        self.watch()
         now = self._clock.monotonic()
         end = now
         for span in reversed(self._spans):

@@ -55,7 +55,7 @@ class SiteStatus:
 
 @dataclass(slots=True, eq=False)
 class Site:
-    """One destination. `fresh` and `old` are the ids of mail that waits for its turn here."""
+    """One destination. `hand`, `fresh` and `old` are the ids of mail that waits for its turn here."""
 
     name: str
     transport: str
@@ -73,13 +73,14 @@ class Site:
     kind: Kind | None = None
     reason: str = ""
     status: str = ""
-    fresh: Line = field(default_factory=Line)
-    old: Line = field(default_factory=Line)
-    turn: bool = False  # whose: fresh or old
+    hand: Line = field(default_factory=Line)  # messages in hand that have more for this site
+    fresh: Line = field(default_factory=Line)  # new mail
+    old: Line = field(default_factory=Line)  # the backlog
+    turn: int = 0
 
     @property
     def waiting(self) -> int:
-        return len(self.fresh) + len(self.old)
+        return len(self.hand) + len(self.fresh) + len(self.old)
 
     @property
     def own_side(self) -> bool:
@@ -108,17 +109,21 @@ class Site:
         """Let a message wait for its turn here."""
         (self.fresh if fresh else self.old).append(id)
 
-    def next_id(self) -> int:
-        """The next that waits: new mail and backlog by turns. IndexError when nothing does."""
-        self.turn = not self.turn
-        line = self.fresh if self.fresh and (self.turn or not self.old) else self.old
-        return line.pop()
+    def next_id(self, *, room: bool) -> int | None:
+        """The next that waits: the three lines by turns. Without `room`, only what is in hand already."""
+        lines = (self.hand, self.fresh, self.old) if room else (self.hand,)
+        for _ in lines:
+            self.turn += 1
+            line = lines[self.turn % len(lines)]
+            if line:
+                return line.pop()
+        return None
 
     def clear(self) -> list[int]:
         """Everything that waits here; it waits here no more."""
-        ids = [*self.fresh, *self.old]
-        self.fresh.clear()
-        self.old.clear()
+        ids = [*self.hand, *self.fresh, *self.old]
+        for line in (self.hand, self.fresh, self.old):
+            line.clear()
         return ids
 
 

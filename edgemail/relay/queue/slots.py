@@ -100,6 +100,10 @@ class Slots:
 
     # ---- sites that wait
 
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._queues))
+
     def wait(self, site: Site) -> None:
         """Remember that a site has mail and no slot."""
         turn = self.turn(site, fresh=bool(site.fresh))

@@ -1,0 +1,416 @@
+"""From a message that is due to deliveries under way, and from their outcomes to what the ledger writes.
+
+Owns the messages in hand and whose turn it is at each site. A message whose destinations take no more now is not kept
+in hand: its id waits in the site's line, and its envelope is read again when its turn comes. Nothing here sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final
+
+from edgemail.clock import Clock
+from edgemail.counters import Counter
+from edgemail.envelope import Delivery, Envelope, Outcome, Recipient, queue_id
+from edgemail.errors import Kind, SpoolDamaged, SpoolError
+from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, quiet_flag, side_flag, split
+from edgemail.relay.queue.ledger import Ledger
+from edgemail.relay.queue.notices import Notices
+from edgemail.relay.queue.settle import Settlement, Settling, reason
+from edgemail.relay.queue.sites import Gate, Site, Sites
+from edgemail.relay.queue.slots import Slot, Slots
+from edgemail.relay.queue.waiting import Flag, Stand, Waiting
+from edgemail.settings import Configuration
+from edgemail.spool.verbs import Spool
+
+log = logging.getLogger("edgemail.qmgr")
+
+Deliver = Callable[[Delivery], Awaitable[tuple[Outcome, ...]]]
+
+IDLE_KICKS: Final = (
+    8  # limit: sites that are asked in vain, while deliveries are under way, before it is left for later
+)
+UNPROVEN_SHARE: Final = 0.75  # of what may be in hand, for mail to destinations that have not answered lately
+
+EXCEPTIONS: Final = Counter("edgemail_qmgr_exceptions", "Unexpected exceptions in the queue; the mail stays")
+ATTEMPTS: Final = Counter("edgemail_qmgr_attempts", "Recipients by the outcome of an attempt", ("outcome",))
+
+
+class Dispatch:
+    """The messages in hand. `again` puts an id back where messages that are due wait to be looked at."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Clock,
+        configuration: Configuration,
+        *,
+        route: Router,
+        deliver: Deliver,
+        waiting: Waiting,
+        sites: Sites,
+        slots: Slots,
+        ledger: Ledger,
+        notices: Notices,
+        settling: Callable[[], Settling],
+        again: Callable[[int], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._configuration = configuration
+        self._route = route
+        self._deliver = deliver
+        self._waiting = waiting
+        self._sites = sites
+        self._slots = slots
+        self._ledger = ledger
+        self._notices = notices
+        self._settling = settling
+        self._again = again
+        self._wake = wake
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._recipients = 0  # of the messages in hand
+        self.active: dict[int, Active] = {}
+        self.flushed_at = float("-inf")  # monotonic: when somebody last asked to try now
+        self.closed = False  # no more deliveries begin
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take new limits."""
+        self._configuration = configuration
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that has to wait; it ends before the scheduler does."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            EXCEPTIONS.add()
+            log.error("error: unexpected trouble in the queue", exc_info=error)
+
+    async def close(self, grace: float) -> None:
+        """Begin nothing more; give what is under way `grace` seconds of the machine's clock, then break it off."""
+        self.closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # ---- a message that is due
+
+    def room(self, *, proven: bool = True) -> bool:
+        """Whether one more message may be taken in hand."""
+        settings = self._configuration.settings
+        share = 1.0 if proven else UNPROVEN_SHARE
+        return (
+            not self.closed
+            and not self._ledger.stalled
+            and len(self.active) < max(1, settings.qmgr_message_active_limit * share)
+            and self._recipients < settings.qmgr_message_recipient_limit * share
+        )
+
+    def look_at(self, id: int) -> None:
+        """A message whose turn has come: read its envelope and see what can be done."""
+        flags = self._waiting.flags(id)
+        try:
+            envelope = self._spool.envelope(id)
+        except SpoolDamaged as error:
+            self._waiting.drop(id)
+            self.spawn(self._set_aside(error))
+            return
+        if envelope is None or envelope.hold or id in self.active:
+            self._waiting.drop(id)
+            return
+        self.consider(envelope, flags & ~Flag.QUIET)
+
+    def consider(self, envelope: Envelope, flags: int) -> None:
+        """Begin what can begin; let the rest wait where it has to."""
+        self._waiting.drop(envelope.id)
+        active = Active(envelope, flags)
+        split(
+            active,
+            self._route,
+            lambda name: self._configuration.transport(name).default_destination_recipient_limit,
+            soft_bounce=self._configuration.settings.soft_bounce,
+        )
+        quiet = quiet_flag(envelope) if not active.outcomes else Flag.NONE
+        sites = self._suspend(active)
+        if not active.parts:
+            if active.suspended and not self._must_tell(active, quiet, sites):
+                due = min(active.suspended.values())
+                self._waiting.add(envelope.id, domains(envelope), due=due)
+            else:
+                self._take(active)
+                self.spawn(self._finish(active))
+            return
+        rooms = (self._may_begin(part, active) and self._room_for(self._sites.of(part.route)) for part in active.parts)
+        if any(rooms):
+            self._begin_some(active)
+        else:
+            self._park(active, quiet if len(sites) == 1 else Flag.NONE)
+
+    def goes_to(self, envelope: Envelope, site: str) -> bool:
+        """Whether something of a message goes to a site now: named with or without its transport, or by a next hop."""
+        for recipient in envelope.recipients:
+            try:
+                found = self._route(envelope, recipient)[0]
+            except Exception:  # looked at, it would wait with that reason
+                log.debug("%s: no route for <%s>", envelope.queue_id, recipient.address, exc_info=True)
+                continue
+            names = {found.site.lower(), found.site.lower().partition(":")[2], *(hop.lower() for hop in found.hops)}
+            if site in names:
+                return True
+        return False
+
+    def _suspend(self, active: Active) -> set[Site]:
+        """Take out what goes to dead sites. All sites of the message."""
+        now = self._clock.monotonic()
+        sites, parts = set(), []
+        for part in active.parts:
+            site = self._sites.of(part.route)
+            sites.add(site)
+            if active.flags & Flag.FLUSHED and site.retry_at is not None and site.died_at <= self.flushed_at:
+                self._sites.revive(site)
+            if site.gate(now) is Gate.DEAD:
+                active.suspend(part, site)
+            else:
+                parts.append(part)
+        active.parts = parts
+        return sites
+
+    def _must_tell(self, active: Active, quiet: Flag, sites: Iterable[Site]) -> bool:
+        """Whether the envelope has to change although nothing was tried."""
+        sides = {side_flag(site) for site in sites}
+        if sides != {quiet}:
+            return True
+        settling = self._settling()
+        if settling.lifetime.late(active.envelope):
+            return True
+        return quiet is Flag.PEER_SIDE and settling.expires(active.envelope)
+
+    def _may_begin(self, part: Part, active: Active) -> bool:
+        site = self._sites.of(part.route)
+        return site.gate(self._clock.monotonic()) is Gate.OPEN and self._slots.free(site, fresh=active.fresh)
+
+    def _room_for(self, site: Site) -> bool:
+        return self.room(proven=site.proven(self._clock.monotonic()))
+
+    def _park(self, active: Active, quiet: Flag) -> None:
+        """No part can begin: wait in the lines of its sites, out of hand."""
+        envelope = active.envelope
+        self._waiting.add(envelope.id, domains(envelope), stand=Stand.PARKED, flags=active.flags | quiet)
+        for name in dict.fromkeys(part.route.site for part in active.parts):
+            site = self._sites.find(name)
+            if site is None:
+                continue
+            site.park(envelope.id, fresh=active.fresh)
+            if site.gate(self._clock.monotonic()) is Gate.OPEN:
+                self._slots.wait(site)
+
+    def _begin_some(self, active: Active) -> None:
+        """Begin what can begin. What waits for a site at work stays in hand; for the rest there is a next round."""
+        self._take(active)
+        log.info(
+            "%s: from=<%s>, size=%d, nrcpt=%d (queue active)",
+            active.envelope.queue_id,
+            active.envelope.sender,
+            active.envelope.size,
+            len(active.envelope.recipients),
+        )
+        parts, active.parts = active.parts, []
+        left = []
+        for part in parts:
+            if self._may_begin(part, active):
+                self._begin(active, part)
+            else:
+                left.append(part)
+        for part in left:
+            site = self._sites.of(part.route)
+            if site.running:
+                if not active.waits_for(site):
+                    site.hand.append(active.id)
+                active.parts.append(part)
+
+    # ---- turns
+
+    def kick(self, site: Site) -> bool:
+        """Begin what waits at a site, as far as it takes it; whether anything was done."""
+        done = False
+        for _ in range(site.waiting):
+            if site.gate(self._clock.monotonic()) is not Gate.OPEN:
+                break
+            free = not self.closed and self._slots.free(site, fresh=bool(site.fresh))
+            mail = site.next_id(room=self._room_for(site)) if free else None
+            if mail is None:
+                self._slots.wait(site)
+                break
+            done = True
+            active = self.active.get(mail)
+            if active is not None:
+                part = active.part_for(site)
+                if part is not None:
+                    self._begin(active, part)
+                if active.waits_for(site):
+                    site.hand.append(mail)
+            elif self._waiting.stand(mail) is Stand.PARKED:
+                self.look_at(mail)
+        return done
+
+    def turn(self) -> None:
+        """Give free slots to the sites that wait for one."""
+        idle = 0
+        for _ in range(self._slots.waiting):
+            site = self._slots.next_site()
+            if site is None:
+                return
+            idle = 0 if self.kick(site) else idle + 1
+            if idle >= IDLE_KICKS and self._slots.running:
+                return  # there is no room; the next delivery that ends goes on with the others
+
+    # ---- a delivery
+
+    def _take(self, active: Active) -> None:
+        self.active[active.id] = active
+        self._recipients += len(active.envelope.recipients)
+
+    def _begin(self, active: Active, part: Part) -> None:
+        site = self._sites.of(part.route)
+        slot = self._slots.take(site)
+        site.running += 1
+        active.running += 1
+        self.spawn(self._attempt(active, part, site, slot))
+
+    async def _attempt(self, active: Active, part: Part, site: Site, slot: Slot) -> None:
+        """One delivery, and what follows from it."""
+        outcomes: tuple[Outcome, ...] = ()
+        try:
+            try:
+                outcomes = await self._deliver(Delivery(active.envelope, part.targets, part.route))
+            except Exception:
+                EXCEPTIONS.add()
+                log.exception("%s: error: unexpected trouble in a delivery", active.envelope.queue_id)
+                outcomes = tuple(Outcome(target.index, Kind.LOCAL, NO_OUTCOME) for target in part.targets)
+            self._hear(site, outcomes)
+        finally:
+            self._slots.give_back(slot)
+            site.running -= 1
+            active.running -= 1
+        active.take(part, outcomes)
+        for target in part.targets:
+            kind = active.outcomes[target.index].kind
+            ATTEMPTS.add("sent" if kind is None else kind.value)
+        self.kick(site)
+        self.turn()
+        self._wake()
+        if active.busy:
+            await self._ledger.deliveries(active)
+        if not active.busy and active.id in self.active:
+            await self._finish(active)
+
+    def _hear(self, site: Site, outcomes: tuple[Outcome, ...]) -> None:
+        """What a delivery says about the site as a whole."""
+        if any(each.kind is None or (each.remote and not each.site_failed) for each in outcomes):
+            if self._sites.answered(site):
+                log.info("site %s answers again", site.name)
+            return
+        failure = next((each for each in outcomes if each.site_failed), None)
+        if failure is not None and self._sites.failed(site, failure, reason(failure)):
+            self._bury(site)
+
+    def _bury(self, site: Site) -> None:
+        """A site has died: nothing waits for a turn there any more."""
+        retry_at = site.retry_at or 0.0
+        seconds = max(0.0, retry_at - self._clock.monotonic())
+        word = "route paused" if site.configured else "site is dead"
+        log.warning("warning: %s: %s, next attempt in %.0f s: %s", site.name, word, seconds, site.reason)
+        if site.configured and not site.told:
+            self._notices.paused(site, f"in about {max(1, round(seconds / 60))} min")
+        self._slots.forget(site)
+        side = side_flag(site)
+        for mail in site.clear():
+            active = self.active.get(mail)
+            if active is not None:
+                while (part := active.part_for(site)) is not None:
+                    active.suspend(part, site)
+                if not active.busy:
+                    self.spawn(self._finish(active))
+            elif self._waiting.stand(mail) is Stand.PARKED:
+                if self._waiting.flags(mail) & side:
+                    self._waiting.move(mail, Stand.LATER, due=retry_at)
+                else:
+                    self._again(mail)
+
+    # ---- the end of a round
+
+    async def _finish(self, active: Active) -> None:
+        """Nothing of a message is under way any more: write down what has become of it."""
+        if active.finishing:
+            return
+        active.finishing = True
+        for index in sorted(active.decided):
+            self._log_decided(active.envelope, active.envelope.recipients[index], active.outcomes[index])
+        try:
+            result = await self._ledger.settle(active)
+        except Exception:
+            EXCEPTIONS.add()
+            log.exception("%s: error: unexpected trouble; the message waits", active.envelope.queue_id)
+            await self._ledger.deliveries(active)
+            wait = self._configuration.settings.minimal_backoff_time
+            result = Settlement(active.current(), wait, again=False)
+        finally:
+            del self.active[active.id]
+            self._recipients -= len(active.envelope.recipients)
+        self._leave(active, result)
+        self.turn()
+        self._wake()
+
+    def _log_decided(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
+        """The line about a recipient for whom no delivery was tried."""
+        delay = max(0.0, self._clock.wall() - envelope.received_at) if envelope.received_at else 0.0
+        word = {None: "sent", Kind.MESSAGE_PERMANENT: "bounced"}.get(outcome.kind, "deferred")
+        log.info(
+            "%s: to=<%s>, relay=none, delay=%s, delays=%s/0/0/0, dsn=%s, status=%s (%s)",
+            envelope.queue_id,
+            recipient.address,
+            f"{delay:.0f}" if delay >= 10 else f"{delay:.2g}",
+            f"{delay:.0f}" if delay >= 10 else f"{delay:.2g}",
+            outcome.reply.status,
+            word,
+            reason(outcome),
+        )
+
+    def _leave(self, active: Active, result: Settlement | None) -> None:
+        """A message is out of hand: gone, or waiting again."""
+        if result is None or active.removed:
+            return
+        envelope = result.envelope
+        if result.finished:
+            log.info("%s: removed", envelope.queue_id)
+        elif active.hold is not None or envelope.hold:
+            log.info("%s: on hold: %s", envelope.queue_id, active.hold or envelope.hold_reason)
+        else:
+            due = self._clock.monotonic() + result.wait
+            self._waiting.add(envelope.id, domains(envelope), due=due)
+            if result.again:
+                self._again(envelope.id)
+
+    async def _set_aside(self, error: SpoolDamaged) -> None:
+        """A message whose envelope cannot be read."""
+        log.error("error: %s: damaged, set aside: %s", queue_id(error.id), error.why)
+        self._notices.post("resource", "a damaged message was set aside", str(error))
+        try:
+            await self._spool.quarantine(error.id, error.why)
+        except SpoolError as failure:
+            log.error("error: %s: not set aside yet: %s", queue_id(error.id), failure)
+
+
+def domains(envelope: Envelope) -> Iterable[str]:
+    """The domains of those of a message that are not finished."""
+    return (recipient.address.domain for recipient in envelope.recipients)

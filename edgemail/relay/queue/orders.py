@@ -1,0 +1,209 @@
+"""What a person, or a site that has come up, asks of the queue: flush, hold, release, remove, requeue.
+
+Owns that an order and a delivery never cross: a message is out of the index while the spool is told of the order, and
+one in hand is told of it under its own lock. Each verb says which messages it really acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Final
+
+from edgemail.clock import Clock
+from edgemail.envelope import Envelope, queue_id
+from edgemail.errors import SpoolDamaged
+from edgemail.relay.queue.dispatch import Dispatch, domains
+from edgemail.relay.queue.ledger import Ledger
+from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
+from edgemail.relay.queue.requeue import requeue
+from edgemail.relay.queue.waiting import Flag, Waiting
+from edgemail.settings import Settings
+from edgemail.spool.verbs import Change, Spool
+
+log = logging.getLogger("edgemail.qmgr")
+
+PIECE: Final = 50  # limit: messages that an order looks at before others on the loop have their turn
+
+
+class Orders:
+    """The verbs. All but `flush` raise SpoolError when the spool cannot; then nothing has changed."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Clock,
+        settings: Callable[[], Settings],
+        *,
+        waiting: Waiting,
+        dispatch: Dispatch,
+        ledger: Ledger,
+        timeline: Timeline,
+        again: Callable[[int, int], None],
+        accepted: Callable[[Envelope], None],
+    ) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._settings = settings
+        self._waiting = waiting
+        self._dispatch = dispatch
+        self._ledger = ledger
+        self._timeline = timeline
+        self._again = again
+        self._accepted = accepted
+
+    async def flush(self, ids: Collection[int] | None, domain: str | None, site: str | None) -> int:
+        """Try now, the dead-site list notwithstanding: everything that waits, or some. How many messages that are.
+
+        `domain` is that of a recipient; "@example.com" stands for its subdomains too. `site` is a site's name, with or
+        without its transport, or a next hop.
+        """
+        self._dispatch.flushed_at = self._clock.monotonic()
+        found: Iterable[int]
+        if ids is not None:
+            found = list(ids)
+        elif domain is not None and not domain.startswith("@"):
+            found = list(self._waiting.of_domain(domain))
+        else:
+            found = self._waiting.ids()
+        count = 0
+        for number, mail in enumerate(found, 1):
+            if number % PIECE == 0:
+                await asyncio.sleep(0)
+            if mail in self._waiting and self._matches(mail, domain, site):
+                self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH)
+                count += 1
+        return count
+
+    async def hold(self, ids: Collection[int], reason: str) -> list[int]:
+        """No further attempt until they are released; one that is under way is finished."""
+        acted, found = [], []
+        for mail in ids:
+            active = self._dispatch.active.get(mail)
+            if active is None:
+                envelope = self._envelope(mail)
+                if envelope is not None and not envelope.hold:
+                    found.append(envelope)
+            elif active.hold is None and not active.removed:
+                active.hold = reason
+                try:
+                    await self._ledger.hold(active)
+                except BaseException:
+                    active.hold = None
+                    raise
+                if active.current().recipients and not active.removed:
+                    acted.append(mail)
+        held = [
+            replace(each, hold=True, hold_reason=reason, waited=used(each, self._timeline)) for each in found
+        ]  # its clock stands still from now on
+        await self._apply(found, Change(update=tuple(held)))
+        return acted + [each.id for each in held]
+
+    async def release(self, ids: Collection[int]) -> list[int]:
+        """Try those again that are on hold, as soon as there is time."""
+        acted, found = [], []
+        for mail in ids:
+            active = self._dispatch.active.get(mail)
+            if active is None:
+                envelope = self._envelope(mail)
+                if envelope is not None and envelope.hold:
+                    found.append(envelope)
+            elif active.hold is not None and not active.removed:
+                reason, active.hold = active.hold, None
+                try:
+                    await self._ledger.hold(active)
+                except BaseException:
+                    active.hold = reason
+                    raise
+                acted.append(mail)
+        now = self._clock.wall()
+        free = [
+            replace(each, hold=False, hold_reason="", next_attempt=0.0, last_attempt=now) for each in found
+        ]  # its clock runs again from now on
+        if free:
+            await self._spool.apply(Change(update=tuple(free)))
+        for each in free:
+            self._put_back(each)
+            self._again(each.id, Flag.NONE)
+        return acted + [each.id for each in free]
+
+    async def remove(self, ids: Collection[int]) -> list[int]:
+        """Delete them, without a word to anybody. One that is under way is delivered or not, and gone."""
+        acted, found, damaged = [], [], []
+        for mail in ids:
+            active = self._dispatch.active.get(mail)
+            if active is not None:
+                if await self._ledger.remove(active):
+                    self._waiting.drop(mail)
+                    acted.append(mail)
+                continue
+            try:
+                envelope = self._spool.envelope(mail)
+            except SpoolDamaged:
+                damaged.append(mail)
+                continue
+            if envelope is not None:
+                found.append(envelope)
+        gone = [*(each.id for each in found), *damaged]
+        await self._apply(found, Change(remove=tuple(gone)))
+        return acted + gone
+
+    async def requeue(self, ids: Collection[int]) -> list[tuple[int, int]]:
+        """Take each in again under a new id, its route and its time worked out anew; those in hand are left alone."""
+        pairs = []
+        for mail in ids:
+            envelope = None if mail in self._dispatch.active else self._envelope(mail)
+            if envelope is None:
+                continue
+            known = self._waiting.drop(mail)
+            try:
+                fresh = await requeue(self._spool, self._clock, self._settings(), envelope)
+            except (SpoolDamaged, KeyError) as error:
+                log.error("error: %s: not requeued: %s", queue_id(mail), error)
+                if known:
+                    self._put_back(envelope)
+                continue
+            except BaseException:
+                if known:
+                    self._put_back(envelope)
+                raise
+            pairs.append((mail, fresh.id))
+            self._accepted(fresh)
+        return pairs
+
+    async def _apply(self, found: list[Envelope], change: Change) -> None:
+        """Tell the spool, with those messages out of the index; put them back when it cannot."""
+        if not change.update and not change.remove:
+            return
+        known = [each for each in found if self._waiting.drop(each.id)]
+        try:
+            await self._spool.apply(change)
+        except BaseException:
+            for each in known:
+                self._put_back(each)
+            raise
+
+    def _put_back(self, envelope: Envelope) -> None:
+        due = self._clock.monotonic() + still_to_wait(envelope, self._settings(), self._clock)
+        self._waiting.add(envelope.id, domains(envelope), due=due)
+
+    def _envelope(self, mail: int) -> Envelope | None:
+        try:
+            return self._spool.envelope(mail)
+        except SpoolDamaged:
+            return None
+
+    def _matches(self, mail: int, domain: str | None, site: str | None) -> bool:
+        if domain is None and site is None:
+            return True
+        envelope = self._envelope(mail)
+        if envelope is None:
+            return False
+        if site is not None:
+            return self._dispatch.goes_to(envelope, site.lower())
+        name = (domain or "").lower().removeprefix("@")
+        found = {each.lower() for each in domains(envelope)}
+        below = (domain or "").startswith("@") and any(each.endswith("." + name) for each in found)
+        return name in found or below

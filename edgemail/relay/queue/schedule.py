@@ -1,0 +1,307 @@
+"""The queue manager: takes up what the spool holds, decides what is looked at when, and answers for the queue's verbs.
+
+Owns the lanes in which due mail waits to be looked at (new mail, what somebody flushed, the backlog: by turns, so that
+none starves another), the queue run, and the one loop that drives it all. Only the spool outlives it: it may be made
+anew over the same spool at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Collection, Coroutine
+from typing import Any, Final
+
+from edgemail.clock import Clock
+from edgemail.envelope import Envelope
+from edgemail.relay.queue.active import Router
+from edgemail.relay.queue.bounce import Bounces
+from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch, domains
+from edgemail.relay.queue.ledger import Ledger
+from edgemail.relay.queue.lifetime import Timeline, still_to_wait
+from edgemail.relay.queue.notices import Notices
+from edgemail.relay.queue.orders import Orders
+from edgemail.relay.queue.settle import Settling
+from edgemail.relay.queue.sites import Sites, SiteStatus
+from edgemail.relay.queue.slots import Slots
+from edgemail.relay.queue.timers import Timers
+from edgemail.relay.queue.waiting import Flag, Line, Stand, Waiting
+from edgemail.settings import Configuration, Settings
+from edgemail.spool.verbs import Spool
+
+log = logging.getLogger("edgemail.qmgr")
+
+LOOKS: Final = 50  # limit: messages that are looked at before others on the loop have their turn
+ARRIVALS: Final = 64  # limit: envelopes of new mail kept in memory until they are looked at; of more, the ids
+OUTRUN: Final = 100  # limit: new messages not tried yet before in_flow_delay slows their senders, Postfix
+PAUSE: Final = 60.0  # limit: seconds between two looks at the clock when nothing happens
+
+
+class Scheduler:
+    """The queue. `load`, then `run` until `stop`; everything else may be called between."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        clock: Clock,
+        configuration: Configuration,
+        route: Router,
+        deliver: Deliver,
+        *,
+        random: random.Random,
+    ) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._configuration = configuration
+        self._random = random
+        self._timeline = Timeline(clock)
+        self._timers = Timers(clock)
+        self._waiting = Waiting()
+        self._arrivals: deque[Envelope] = deque()
+        self._new, self._flushed, self._backlog = Line(), Line(), Line()
+        self._turn = 0
+        self._run_at = clock.monotonic()  # the next queue run
+        self._run_from: int | None = None  # the id at which the one under way goes on
+        self._event = asyncio.Event()
+        self._stopping = False
+        bounces = Bounces(spool, clock, self._settings, random)
+        self._all_sites = Sites(clock, configuration, random)
+        self._slots = Slots(clock, configuration)
+        self._notices = Notices(
+            bounces,
+            clock,
+            self._settings,
+            route=route,
+            accepted=self.accepted,
+            spawn=self._spawn,
+        )
+        self._ledger = Ledger(
+            spool,
+            bounces,
+            self._notices,
+            settling=self._settling,
+            accepted=self.accepted,
+            sleep=self._timers.sleep,
+        )
+        self._dispatch = Dispatch(
+            spool,
+            clock,
+            configuration,
+            route=route,
+            deliver=deliver,
+            waiting=self._waiting,
+            sites=self._all_sites,
+            slots=self._slots,
+            ledger=self._ledger,
+            notices=self._notices,
+            settling=self._settling,
+            again=self._look_again,
+            wake=self._event.set,
+        )
+        self._orders = Orders(
+            spool,
+            clock,
+            self._settings,
+            waiting=self._waiting,
+            dispatch=self._dispatch,
+            ledger=self._ledger,
+            timeline=self._timeline,
+            again=self._look_again,
+            accepted=self.accepted,
+        )
+
+    def __len__(self) -> int:
+        """Messages known: waiting, new and in hand; not those on hold."""
+        return len(self._waiting) + len(self._arrivals) + len(self._dispatch.active)
+
+    def _settings(self) -> Settings:
+        return self._configuration.settings
+
+    def _settling(self) -> Settling:
+        return Settling(self._configuration.settings, self._clock, self._timeline, self._random)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._dispatch.spawn(work)
+
+    # ---- life
+
+    async def load(self) -> None:
+        """Take up what the spool holds; before `run`."""
+        now, count, held = self._clock.monotonic(), 0, 0
+        settings = self._configuration.settings
+        for count, envelope in enumerate(self._spool.envelopes(), 1):
+            if envelope.hold:
+                held += 1
+            elif envelope.id not in self._waiting and envelope.id not in self._dispatch.active:
+                due = now + still_to_wait(envelope, settings, self._clock)
+                self._waiting.add(envelope.id, domains(envelope), due=due)
+            if count % LOOKS == 0:
+                await asyncio.sleep(0)
+        log.info("queue: %d messages, %d of them on hold", count, held)
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping:
+            self._event.clear()
+            try:
+                pause = self.look()
+            except Exception:
+                EXCEPTIONS.add()
+                log.exception("error: unexpected trouble in the queue")
+                pause = 1.0
+            if pause <= 0:
+                await asyncio.sleep(0)
+                continue
+            try:
+                await asyncio.wait_for(self._event.wait(), pause)
+            except TimeoutError:
+                pass
+
+    async def stop(self, grace: float) -> None:
+        """Begin no more deliveries; those under way have `grace` seconds. What is not finished is tried again later."""
+        self._stopping = True
+        self._event.set()
+        await self._dispatch.close(grace)
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take a new configuration; deliveries under way end with the old one. Paused routes are tried at once."""
+        self._configuration = configuration
+        self._all_sites.reload(configuration)
+        self._slots.reload(configuration)
+        self._dispatch.reload(configuration)
+        self._run_at = min(self._run_at, self._clock.monotonic() + configuration.settings.queue_run_delay)
+        self._event.set()
+
+    def look(self) -> float:
+        """Do what is due now, a bounded piece of it; seconds until there is more."""
+        self._timeline.watch()
+        self._timers.fire()
+        if self._stopping:
+            return PAUSE
+        now = self._clock.monotonic()
+        self._queue_run(now)
+        self._dispatch.turn()
+        for _ in range(LOOKS):
+            if not self._take_next():
+                break
+        else:
+            return 0.0
+        if self._run_from is not None:
+            return 0.0
+        times = (self._run_at, self._timers.next(), self._slots.next_change())
+        return min(PAUSE, *(max(0.001, at - now) for at in times if at is not None))
+
+    # ---- lanes
+
+    def _queue_run(self, now: float) -> None:
+        """Let what has become due into the backlog's lane, a slice at a time."""
+        if self._run_from is None:
+            if now < self._run_at:
+                return
+            self._run_at = now + self._configuration.settings.queue_run_delay
+            self._run_from = 0
+        found, following = self._waiting.due(now, self._run_from)
+        for mail in found:
+            self._waiting.move(mail, Stand.LANE)
+        self._backlog.extend(found)
+        self._run_from = following or None
+
+    def _look_again(self, id: int, flags: int = Flag.NONE) -> None:
+        """A message that waits, to be looked at as soon as there is time."""
+        self._waiting.move(id, Stand.LANE, flags)
+        (self._flushed if flags & Flag.FLUSHED else self._backlog).append(id)
+        self._event.set()
+
+    def _take_next(self) -> bool:
+        """Look at one message; False when there is none, or no room for it."""
+        if not self._dispatch.room():
+            return False
+        if self._arrivals:
+            self._dispatch.consider(self._arrivals.popleft(), Flag.FRESH)
+            return True
+        ahead = self._configuration.settings.qmgr_message_active_limit
+        crowded = self._waiting.parked >= ahead
+        lanes = (self._new, self._flushed, self._backlog)
+        for _ in lanes:
+            self._turn += 1
+            lane = lanes[self._turn % 3]
+            if lane is self._backlog and crowded:
+                continue
+            if lane is self._flushed and self._waiting.parked >= 2 * ahead:
+                continue
+            while lane:
+                mail = lane.pop()
+                if self._waiting.stand(mail) is Stand.LANE:
+                    self._dispatch.look_at(mail)
+                    return True
+        return False
+
+    # ---- new mail
+
+    def accepted(self, envelope: Envelope) -> None:
+        """A message has been committed to the spool. Never raises."""
+        if envelope.hold:
+            return
+        if len(self._arrivals) < ARRIVALS and not self._new:
+            self._arrivals.append(envelope)
+        else:
+            self._queue_new(envelope)
+        self._event.set()
+
+    def _queue_new(self, envelope: Envelope) -> None:
+        self._waiting.add(envelope.id, domains(envelope), stand=Stand.LANE, flags=Flag.FRESH)
+        self._new.append(envelope.id)
+
+    def flow(self) -> float:
+        """Seconds to wait before a message is taken: more than nothing when arrivals outrun deliveries."""
+        untried = self._waiting.fresh + len(self._arrivals)
+        return self._configuration.settings.in_flow_delay if untried > OUTRUN else 0.0
+
+    def notice(self, cls: str, subject: str, text: str) -> None:
+        """Tell the postmaster, if notify_classes has that class (policy, protocol, resource, software)."""
+        self._notices.post(cls, subject, text)
+
+    # ---- what is asked
+
+    def active(self, id: int) -> bool:
+        """Whether a message is in hand."""
+        return id in self._dispatch.active
+
+    def sites(self) -> tuple[SiteStatus, ...]:
+        """Every destination as it stands, least recently used first."""
+        return self._all_sites.snapshot()
+
+    # ---- what a person does
+
+    async def flush(
+        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+    ) -> int:
+        """See `Orders.flush`."""
+        self._settle_arrivals()
+        return await self._orders.flush(ids, domain, site)
+
+    async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
+        """See `Orders.hold`."""
+        self._settle_arrivals()
+        return await self._orders.hold(ids, reason)
+
+    async def release(self, ids: Collection[int]) -> list[int]:
+        """See `Orders.release`."""
+        return await self._orders.release(ids)
+
+    async def remove(self, ids: Collection[int]) -> list[int]:
+        """See `Orders.remove`."""
+        self._settle_arrivals()
+        return await self._orders.remove(ids)
+
+    async def requeue(self, ids: Collection[int]) -> list[tuple[int, int]]:
+        """See `Orders.requeue`."""
+        self._settle_arrivals()
+        return await self._orders.requeue(ids)
+
+    def _settle_arrivals(self) -> None:
+        """Put new mail where all other mail waits, so that orders find it."""
+        while self._arrivals:
+            self._queue_new(self._arrivals.popleft())
