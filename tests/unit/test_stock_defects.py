@@ -454,7 +454,6 @@ def test_the_limits_of_lines_belong_to_everybody() -> None:
     "address",
     [
         "<a b@c.example>",
-        "<a@b c.example>",
         "<foo>SIZE=1",
         "<a\x01@c.example>",
         "<a@c.example>SIZE=1",
