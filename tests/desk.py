@@ -65,6 +65,7 @@ class Running:
         self.clock = ManualClock()
         self.refused: Reply | None = None
         self.reloads = 0
+        self.routes: dict[str, Any] = {}
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="desk")
         self._thread.start()
@@ -88,6 +89,7 @@ class Running:
             reload=self._reload,
             refusal=lambda size: self.refused,
             status=lambda: {"state": "ok"},
+            routes=lambda: self.routes,
         )
         self.server = ControlServer(self.directory / SOCKET_NAME, self.desk.verbs())
         await self.server.start()

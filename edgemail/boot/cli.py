@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what the running relay says of itself, as JSON")
     status.add_argument("--json", action="store_true", help="is what it prints anyway")
     status.set_defaults(run=_status)
+    routes = commands.add_parser("routes", help="where mail goes, whether it can now, and the links")
+    routes.add_argument("--json", action="store_true", help="as JSON; times are seconds since 1970")
+    routes.set_defaults(run=_routes)
     passwd = commands.add_parser("passwd", help="set or delete a user's password for AUTH")
     passwd.add_argument("--delete", action="store_true", help="take the user away")
     passwd.add_argument("user", metavar="USER")
@@ -184,6 +187,13 @@ def _status(arguments: argparse.Namespace) -> int:
 
     answer = Office.of(arguments.config).ask({"verb": "status"})
     print(json.dumps({name: value for name, value in answer.items() if name != "done"}, ensure_ascii=False, indent=2))
+    return EX_OK
+
+
+def _routes(arguments: argparse.Namespace) -> int:
+    from edgemail.boot.routes import show
+
+    sys.stdout.write(show(arguments.config, as_json=arguments.json))
     return EX_OK
 
 

@@ -67,6 +67,7 @@ class Desk:
         refusal: Callable[[int], Reply | None],
         site: Site | None = None,
         status: Callable[[], Mapping[str, Any]] = dict,
+        routes: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """`configuration` is asked each time; `reload` raises ConfigurationError; `status` adds its own members."""
         self.spool = spool
@@ -77,11 +78,13 @@ class Desk:
         self._reload = reload
         self._site = site
         self._status = status
+        self._routes = routes
 
     def verbs(self) -> dict[str, Verb]:
         """Name to what it does, and whether it is for the owner alone."""
         return {
             "status": Verb(self.status),
+            "routes": Verb(self.routes),
             "queue.list": Verb(self.list),
             "queue.show": Verb(self.list),
             "queue.why": Verb(self.why),
@@ -109,6 +112,10 @@ class Desk:
         room = self.spool.room()
         queue = {**counts, "messages": sum(counts.values()), "bytes": size, "damaged": len(list(self.spool.damaged()))}
         return {"version": __version__, "queue": queue, "room": room.bytes, **self._status()}
+
+    async def routes(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
+        """Destinations and links."""
+        return {"now": self.clock.wall(), **self._routes()}
 
     async def list(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
         """Each message that fits, on a line of its own, in order of arrival."""
