@@ -99,18 +99,19 @@ class Relay:
         self.scheduler = Scheduler(
             self.store, clock, configuration, self.router.route, self._deliver, random=random.Random()
         )
+        self.status = Status(self)
         self.reception = Reception(
             spool=self.store,
             clock=clock,
             configuration=configuration,
-            accepted=self._accepted,
+            accepted=self.accepted,
             route=self.router.route_address,
             refusal=self.refusal,
             flow=self.scheduler.flow,
             notice=self.scheduler.notice,
             peername=self.resolver.peername,
+            crowded=self.status.guards.session_refusal,
         )
-        self.status = Status(self)
         self.desk = Desk(
             self.store,
             self.scheduler,
@@ -121,7 +122,8 @@ class Relay:
             status=self.status.summary,
         )
 
-    def _accepted(self, envelope: Envelope) -> None:
+    def accepted(self, envelope: Envelope) -> None:
+        """A message is durable: the queue and the history hear of it."""
         self.status.history.accepted(envelope)
         self.scheduler.accepted(envelope)
 
@@ -135,7 +137,7 @@ class Relay:
         """At MAIL: whether a message of `size` octets (-1: not announced) may come now."""
         settings = self.configuration.settings
         short = admission(self.store.room(), size, settings.message_size_limit, settings.queue_minfree)
-        return short or self.status.guards.message_refusal(size)
+        return short or self.status.refusal(size)
 
     async def reload(self) -> None:
         """Read the configuration again. Raises ConfigurationError; then the old values stay in force."""

@@ -22,6 +22,7 @@ log = logging.getLogger("edgemail.health")
 
 BIG_MESSAGE: Final = 131_072  # limit: bytes of a message that is still taken when memory is short
 RESERVED_SESSIONS: Final = 8  # limit: sessions kept for clients that hold none, whatever goes on
+KEPT_INODES: Final = 16  # limit: inodes of the spool's file system that are left to others
 HYSTERESIS: Final = 0.05  # a level is left when the value has fallen this far below its threshold
 PSI_STALL: Final = 40.0  # limit: percent of the last 10 s in which tasks waited for memory, taken as full
 
@@ -78,6 +79,54 @@ class Guard:
         if state is State.OK:
             return Condition(numbers=numbers)
         return Condition(state, f"{self.name}-short", SENTENCES[self.level].format(name=self.name), numbers)
+
+
+class RoomGuard:
+    """One kind of room: full when no more than `needed` is free, well again when that and a little more is.
+
+    The refusals themselves are exact, and made where the room is known; this says that they happen, since when, and
+    how often it has come to that.
+    """
+
+    def __init__(self, name: str, sentence: str, clock: Clock) -> None:
+        self.name = name
+        self.sentence = sentence
+        self.full = False
+        self.value = 0.0  # the share that is used
+        self.threshold = 1.0
+        self.free = 0
+        self.since = clock.wall()
+        self.trips = 0
+        self._clock = clock
+
+    def measure(self, free: int, needed: int, total: int) -> bool:
+        """Take new numbers, all of one unit; `total` 0: unknown, never full. A change is logged once."""
+        self.free = free
+        self.value = 1 - free / total if total else 0.0
+        self.threshold = max(0.0, 1 - needed / total) if total else 1.0
+        full = bool(total) and free <= (needed * (1 + HYSTERESIS) if self.full else needed)
+        if full is not self.full:
+            self.full, self.since = full, self._clock.wall()
+            self.trips += full
+            level = logging.WARNING if full else logging.INFO
+            log.log(level, "guard %s: level=%s, free=%d, needed=%d", self.name, self.word, free, needed)
+        return self.full
+
+    @property
+    def word(self) -> str:
+        return "full" if self.full else "calm"
+
+    def condition(self) -> Condition:
+        numbers: dict[str, str | int | float | bool | None] = {
+            "level": self.word,
+            "measured": round(self.value, 3),
+            "threshold": round(self.threshold, 3),
+            "free": self.free,
+            "tripped": self.trips,
+        }
+        if not self.full:
+            return Condition(numbers=numbers)
+        return Condition(State.FAILED, f"{self.name}-full", self.sentence, numbers)
 
 
 SENTENCES: Final = {
@@ -198,11 +247,22 @@ class Guards:
 
     def __init__(self, clock: Clock, reader: MemoryReader | None = None) -> None:
         self._reader = reader or MemoryReader()
+        self._admitted = 0  # sessions at once that are borne since sessions are put off
+        self.reading = Memory(0, 0, 0, 0, 0, 0.0)  # the last one
         self.memory = Guard("memory", MEMORY_THRESHOLDS, clock)
         self.descriptors = Guard("descriptors", DESCRIPTOR_THRESHOLDS, clock)
+        self.disk = RoomGuard("disk", "The disk is full: no mail is taken until there is room again", clock)
+        self.inodes = RoomGuard("inodes", "The disk has no inodes left: no mail is taken until there are some", clock)
+        self.spool = RoomGuard("spool", "The spool is as large as spool_size allows: no mail is taken", clock)
+
+    @property
+    def all(self) -> tuple[Guard | RoomGuard, ...]:
+        return (self.memory, self.descriptors, self.disk, self.inodes, self.spool)
 
     def measure(self) -> None:
-        self.memory.measure(self._reader.read().share)
+        """Read memory and descriptors. The room of the spool is measured by whoever knows it."""
+        self.reading = self._reader.read()
+        self.memory.measure(self.reading.share)
         self.descriptors.measure(descriptor_share())
 
     @property
@@ -212,9 +272,16 @@ class Guards:
     def session_refusal(self, host: str, held: int, total: int) -> Reply | None:
         """At a new connection: 421 when short, for a client that holds `held` sessions already, of `total`.
 
-        A client that holds none is let in as long as no more than RESERVED_SESSIONS are open above what there was.
+        A client that holds none is let in as long as no more than RESERVED_SESSIONS are open above what there was:
+        what leaves makes room for such clients only.
         """
-        if self.level < Level.NO_SESSIONS or (held == 0 and total < RESERVED_SESSIONS):
+        if self.level < Level.NO_SESSIONS:
+            self._admitted = 0
+            return None
+        if not self._admitted:
+            self._admitted = total + RESERVED_SESSIONS
+        self._admitted = min(self._admitted, total + RESERVED_SESSIONS)
+        if held == 0 and total < self._admitted:
             return None
         short = self.memory if self.memory.level >= self.descriptors.level else self.descriptors
         return Reply(421, "4.3.2", f"{host} Error: out of {short.name}, try again later")
@@ -227,9 +294,9 @@ class Guards:
 
     def deliveries(self, limit: int) -> int:
         """How many deliveries at once are good now, of `limit`."""
-        return (
-            limit if self.level is Level.CALM else max(1, limit // (4 if self.level is Level.FEWER_DELIVERIES else 16))
-        )
+        if self.level is Level.CALM:
+            return limit
+        return max(1, limit // (4 if self.level is Level.FEWER_DELIVERIES else 16))
 
     def conditions(self) -> dict[str, Condition]:
-        return {f"guard.{guard.name}": guard.condition() for guard in (self.memory, self.descriptors)}
+        return {f"guard.{guard.name}": guard.condition() for guard in self.all}

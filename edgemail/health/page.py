@@ -6,7 +6,7 @@ Owns what each path answers; the values come from callables that boot.serve pass
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -22,9 +22,9 @@ POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
-VERBS: Final = ("flush", "hold", "release", "delete", "test")
+VERBS: Final = ("flush", "hold", "release", "delete", "test", "conversation")
 
-Act = Callable[[str, str], Awaitable[dict[str, Any]]]  # verb, queue id ("" = all) -> what was done
+Act = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]  # verb, request -> what was done
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,13 @@ def _action(act: Act, verb: str) -> Callable[[Request], Awaitable[Answer]]:
             return Answer(403, b"another site's page may not act here\n")
         try:
             value = json.loads(request.content or b"{}")
-            which = value.get("id", "")
-        except (ValueError, AttributeError):
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             return Answer(400, b'send {"id": "QUEUE ID"} or {}\n')
-        if not isinstance(which, str) or not (which == "" or (which.isalnum() and len(which) <= 16)):
+        which = value.get("id", "")
+        if which and not (which.isascii() and which.isalnum() and len(which) <= 16):
             return Answer(400, b"this is not a queue id\n")
-        return as_json(200, await act(verb, which.upper()))
+        return as_json(200, await act(verb, value))
 
     return answer

@@ -108,6 +108,11 @@ class Server:
         return tuple((door.listener.name, *_host_and_port(door.socket)) for door in self._doors)
 
     @property
+    def serving(self) -> bool:
+        """Whether connections are accepted."""
+        return any(door.task is not None and not door.task.done() for door in self._doors)
+
+    @property
     def sessions(self) -> int:
         return len(self._sessions)
 

@@ -19,6 +19,7 @@ from edgemail.envelope import Delivery, Disposal, Outcome, Target
 from edgemail.errors import Kind, TableError
 from edgemail.relay.send.carry import Attempt, Carrier, Rewriter
 from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
+from edgemail.relay.send.conversation import LISTENING, Watch
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.pool import Key, Pool, idle_until
 from edgemail.relay.send.resolve import Host, ResolveError
@@ -87,6 +88,7 @@ class Courier:
         self._farewells: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._watch = Watch()
 
     def __repr__(self) -> str:
         return f"<Courier {self._pool!r}>"
@@ -100,6 +102,15 @@ class Courier:
         self._configuration = configuration
         self._contexts.forget()
         self._dismiss(self._pool.clear())
+
+    def watch(self, id: int) -> None:
+        """Remember what will be said to servers about this message."""
+        self._watch.begin(id)
+
+    def conversation(self, id: int) -> list[str] | None:
+        """What was said so far about a message that is watched; None for another."""
+        found = self._watch.of(id)
+        return None if found is None else list(found.lines)
 
     async def close(self) -> None:
         """Say QUIT on what is idle and wait for it, CLOSE_SECONDS at most."""
@@ -125,6 +136,7 @@ class Courier:
             pending={target.index: target for target in delivery.targets},
         )
         arrived = self._clock.wall()
+        LISTENING.set(self._watch.of(delivery.envelope.id))
         try:
             await self._try_route(attempt)
         except Exception:
@@ -142,6 +154,9 @@ class Courier:
             attempt.settle(target.index, said or worst_excuse(attempt.failures), now)
         result, text = attempt.outcomes[target.index]
         total = before + now - attempt.started
+        listening = LISTENING.get()
+        if listening is not None:
+            listening.note(f"to=<{target.address}>, relay={result.relay}: {text}")
         log_outcome(attempt.delivery.envelope, target, result, text, uses=attempt.uses, before=before, total=total)
         return result
 

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from edgemail.errors import EdgemailError
 from edgemail.relay.send.connect import Line
+from edgemail.relay.send.conversation import LISTENING
 from edgemail.relay.send.tls import JUDGING, MANDATORY, Contexts, matches, wanted_names
 from edgemail.relay.wire import sasl
 from edgemail.relay.wire.answers import MalformedReply
@@ -291,12 +292,12 @@ class Session:
             raise BodyFailed(str(error)) from error
         if piece is None:
             transaction.finish()
-            self._flush()
+            self._flush(content=True)
             return
         transaction.write(piece)
         if self.client.pending < WRITE_SIZE:
             return
-        self._flush()
+        self._flush(content=True)
         await asyncio.sleep(0)  # a peer that takes everything at once must not keep the loop to itself
         while True:
             self._pump(Phase.CONTENT)
@@ -331,7 +332,7 @@ class Session:
         """The next reply, within the time of its phase. Raises Broken."""
         phase = self.client.awaiting or Phase.IDLE
         try:
-            answer = self.client.next_answer()
+            answer = self._next_answer()
             if answer is None:
                 self._flush()
                 answer = await self._wait_for_answer(self._limits[phase])
@@ -352,7 +353,7 @@ class Session:
                 if not data:
                     return None
                 self.client.receive_data(data)
-                answer = self.client.next_answer()
+                answer = self._next_answer()
                 if answer is not None:
                     return answer
 
@@ -360,15 +361,26 @@ class Session:
         """Take what has come without waiting for more."""
         self.client.receive_data(self._line.take())
         try:
-            while self.client.next_answer() is not None:
+            while self._next_answer() is not None:
                 pass
         except MalformedReply as error:
             raise self._malformed(error, phase) from error
         if self._line.ended and not self.client.closing:
             raise self._lost(phase)
 
-    def _flush(self) -> None:
-        self._line.write(self.client.data_to_send())
+    def _next_answer(self) -> Answer | None:
+        answer = self.client.next_answer()
+        listening = LISTENING.get()
+        if answer is not None and listening is not None:
+            listening.said(answer.reply)
+        return answer
+
+    def _flush(self, *, content: bool = False) -> None:
+        data = self.client.data_to_send()
+        listening = LISTENING.get()
+        if data and listening is not None:
+            listening.sent(data, secret=self.client.awaiting is Phase.AUTH, content=content)
+        self._line.write(data)
 
     def _lost(self, phase: Phase) -> Broken:
         return Broken(Reply(421, "4.4.2", f"lost connection with {self.peer} while {phase.doing}"), phase)
