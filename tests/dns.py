@@ -51,9 +51,16 @@ class FakeDns:
     """The server. `questions` holds what was asked: (name, type, "udp" or "tcp")."""
 
     def __init__(
-        self, zones: Zones | None = None, *, host: str = "127.0.0.1", root: bool = True, delay: float = 0.05
+        self,
+        zones: Zones | None = None,
+        *,
+        host: str = "127.0.0.1",
+        root: bool = True,
+        delay: float = 0.05,
+        ttl: int = TTL,
     ) -> None:
         self.delay = delay
+        self.ttl = ttl
         self.questions: list[tuple[str, str, str]] = []
         self._zones: dict[str, dict[str, list[str]]] = {}
         self._faults: dict[str, Fault] = {}
@@ -175,7 +182,7 @@ class FakeDns:
             kind = rdtype if rdtype in records or "CNAME" not in records else "CNAME"
             if not records.get(kind):
                 return
-            response.answer.append(dns.rrset.from_text_list(name, TTL, "IN", kind, records[kind]))
+            response.answer.append(dns.rrset.from_text_list(name, self.ttl, "IN", kind, records[kind]))
             if kind == rdtype:
                 return
             name = dns.name.from_text(records[kind][0])
