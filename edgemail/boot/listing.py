@@ -21,6 +21,7 @@ EMPTY: Final = "Mail queue is empty\n"
 NULL_SENDER_NAME: Final = "MAILER-DAEMON"  # empty_address_recipient
 REASON_WIDTH: Final = 76
 NO_REASON: Final = "reason unavailable"
+SUSPENDED: Final = "delivery temporarily suspended: "  # not tried, because others were: the same reason to a person
 MAX_CAUSES: Final = 1000  # limit: lines of `edgemail queue why`; what is beyond is summed up
 MAX_DOMAINS: Final = 5000  # limit: lines of qshape; what is beyond is summed up
 OTHER_DOMAINS: Final = "OTHER"
@@ -291,7 +292,8 @@ class Causes:
         self.messages += 1
         seen = set()
         for recipient in one.recipients:
-            key = (recipient.site or recipient.domain or recipient.address, reason_of(one, recipient), one.queue_name)
+            reason = reason_of(one, recipient).removeprefix(SUSPENDED)
+            key = (recipient.site or recipient.domain or recipient.address, reason, one.queue_name)
             if key not in self._found and len(self._found) >= MAX_CAUSES:
                 key = ("elsewhere", "for other reasons", one.queue_name)
             cause = self._found.get(key)

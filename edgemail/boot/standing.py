@@ -16,10 +16,10 @@ from edgemail.boot import config
 from edgemail.boot.client import Failure, Sink, become_owner
 from edgemail.boot.control import Channel, Peer, Refused
 from edgemail.boot.frames import EX_CONFIG, EX_TEMPFAIL
-from edgemail.boot.verbs import Desk
+from edgemail.boot.verbs import Desk, Find
 from edgemail.clock import Clock, SystemClock
 from edgemail.envelope import Envelope
-from edgemail.errors import ConfigurationError, SpoolBusy, SpoolDamaged, SpoolError
+from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy, SpoolDamaged, SpoolError
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Change, Spool
 
@@ -155,8 +155,26 @@ async def _done(
 ) -> Mapping[str, Any]:
     clock = SystemClock()
     queue = StandingQueue(spool, clock, configuration)
-    desk = Desk(spool, queue, clock, lambda: configuration, reload=_nothing, refusal=lambda size: None)
+    desk = Desk(
+        spool,
+        queue,
+        clock,
+        lambda: configuration,
+        reload=_nothing,
+        refusal=lambda size: None,
+        route=_route(configuration),
+    )
     return await desk.verbs()[verb].run(dict(request), cast(Channel, Counter(sink)))
+
+
+def _route(configuration: Configuration) -> Find | None:
+    """The router's, or none where this user may not read its tables."""
+    from edgemail.relay.send.route import Router
+
+    try:
+        return Router(configuration).route
+    except EdgemailError:
+        return None
 
 
 async def _nothing() -> None:

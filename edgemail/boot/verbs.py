@@ -19,8 +19,8 @@ from edgemail.boot.frames import EX_CONFIG, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILA
 from edgemail.boot.listing import Causes, Shape
 from edgemail.boot.submit import Submission, accept
 from edgemail.clock import Clock
-from edgemail.envelope import Envelope, queue_id
-from edgemail.errors import ConfigurationError, SpoolDamaged, SpoolError, TableError
+from edgemail.envelope import Address, Envelope, Recipient, Route, queue_id
+from edgemail.errors import ConfigurationError, EdgemailError, SpoolDamaged, SpoolError, TableError
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Spool
@@ -29,6 +29,9 @@ log = logging.getLogger("edgemail.control")
 
 BATCH: Final = 50  # limit: messages that a queue command looks at before others have their turn
 MAX_BUCKETS: Final = 40  # limit: columns of ages that qshape may ask for
+
+
+Find = Callable[[Envelope, Recipient], tuple[Route, Address]]
 
 
 class Queue(Protocol):
@@ -65,18 +68,21 @@ class Desk:
         *,
         reload: Callable[[], Awaitable[None]],
         refusal: Callable[[int], Reply | None],
-        site: Site | None = None,
+        route: Find | None = None,
         status: Callable[[], Mapping[str, Any]] = dict,
         routes: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """`configuration` is asked each time; `reload` raises ConfigurationError; `status` adds its own members."""
+        """`configuration` is asked each time; `reload` raises ConfigurationError; `status` adds its own members.
+
+        `route` is the router's: with it, what waits is told by the site that it goes to now.
+        """
         self.spool = spool
         self.queue = queue
         self.clock = clock
         self.configuration = configuration
         self.refusal = refusal
         self._reload = reload
-        self._site = site
+        self._site = None if route is None else _site_of(route)
         self._status = status
         self._routes = routes
 
@@ -298,6 +304,16 @@ class Desk:
             count += len(acted)
             await channel.say({"acted": [queue_id(one) for one in acted]})
         return {"count": count}
+
+
+def _site_of(route: Find) -> Site:
+    def site(envelope: Envelope, recipient: Recipient) -> str:
+        try:
+            return route(envelope, recipient)[0].site
+        except EdgemailError:  # a table that cannot be read now: the log says so where mail is sent
+            return ""
+
+    return site
 
 
 def _selection(request: dict[str, Any]) -> Selection:

@@ -164,6 +164,14 @@ def test_why_counts_messages_and_recipients() -> None:
     assert [c.recipients for c in causes.found() if c.state == "deferred"] == [1, 1, 2]
 
 
+def test_why_counts_what_was_not_tried_with_what_was() -> None:
+    causes = Causes()
+    for reason in ("no route", "delivery temporarily suspended: no route"):
+        causes.add(Entry("deferred", "1", NOW, 1, "a@b", (Waiting("x@y", reason, site="smtp:[isp]:587"),)))
+    (found,) = causes.found()
+    assert (found.messages, found.destination, found.reason) == (2, "smtp:[isp]:587", "no route")
+
+
 def test_why_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "MAX_CAUSES", 3)
     causes = Causes()
