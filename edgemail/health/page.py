@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 from edgemail.health import metrics
@@ -41,7 +41,7 @@ class Sources:
 
 @cache
 def asset(name: str) -> bytes:
-    return resources.files("edgemail.health").joinpath(name).read_bytes()
+    return Path(__file__).with_name(name).read_bytes()
 
 
 def pages(sources: Sources) -> dict[str, Page]:
