@@ -518,3 +518,13 @@ def test_the_log_names_the_listener(caplog: pytest.LogCaptureFixture) -> None:
 
     asyncio.run(scenario())
     assert {record.__dict__["syslog_name"] for record in caplog.records} == {"edgemail/submission"}
+
+
+def test_answers_are_not_kept_back_by_nagle() -> None:
+    """An accepted socket has TCP_NODELAY by inheritance: asyncio would not set it."""
+
+    async def scenario() -> None:
+        async with serving() as box:
+            assert all(d.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for d in box.server._doors)
+
+    asyncio.run(scenario())

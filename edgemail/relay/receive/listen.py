@@ -99,6 +99,9 @@ class Server:
         self._services = self._made(reception.configuration)
         for door in self._doors:
             door.socket.setblocking(False)
+            # Accepted sockets inherit it. asyncio sets it only where the protocol is given by number: without it Nagle
+            # and a client's delayed acknowledgement (RFC 1122 4.2.3.2) make each second answer in a row 40 ms late.
+            door.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             door.socket.listen(BACKLOG)
             door.task = asyncio.create_task(self._accept(door))
 
