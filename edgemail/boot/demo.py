@@ -138,7 +138,7 @@ async def send(port: int, way: Way, unique: str) -> None:
         date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
         writer.write(MESSAGE.format(date=date, unique=unique).encode())
         print("    C: (the message)")
-        way.note("sent       the client said its final dot")
+        way.note("received   the client has said its final dot")
         reply = await expect(".")
         way.queue_id = reply.rpartition(" ")[2]
         way.note(f"committed  the relay said 250: message {way.queue_id} is on the medium, flushed")
