@@ -100,6 +100,7 @@ class Relay:
             self.store, clock, configuration, self.router.route, self._deliver, random=random.Random()
         )
         self.status = Status(self)
+        self.scheduler.bind_deliveries(self.status.guards.deliveries)
         self.reception = Reception(
             spool=self.store,
             clock=clock,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
 from edgemail.clock import Clock
@@ -258,6 +258,10 @@ class Scheduler:
         """Seconds to wait before a message is taken: more than nothing when arrivals outrun deliveries."""
         untried = self._waiting.fresh + len(self._arrivals)
         return self._configuration.settings.in_flow_delay if untried > OUTRUN else 0.0
+
+    def bind_deliveries(self, bound: Callable[[int], int]) -> None:
+        """Ask `bound` from now on how many of so many deliveries at once are good: fewer when the box runs short."""
+        self._slots.bound = bound
 
     def notice(self, cls: str, subject: str, text: str) -> None:
         """Tell the postmaster, if notify_classes has that class (policy, protocol, resource, software)."""

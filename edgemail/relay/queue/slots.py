@@ -7,6 +7,7 @@ share a pool of their own, and its last parts are kept for those that nothing ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -51,6 +52,7 @@ class Slots:
         self._proven: dict[str, dict[Slot, None]] = {}  # by transport, oldest first
         self._queues: tuple[dict[Site, None], ...] = tuple({} for _ in Turn)
         self.trials = 0
+        self.bound: Callable[[int], int] = int  # how many of so many deliveries are good now
 
     def reload(self, configuration: Configuration) -> None:
         """Take new limits."""
@@ -75,7 +77,7 @@ class Slots:
         turn = self.turn(site, fresh=fresh)
         if turn is not Turn.PROVEN:
             return self.trials < SHARE[turn] * self._most_trials()
-        limit = self._configuration.transport(site.transport).default_process_limit
+        limit = self.bound(self._configuration.transport(site.transport).default_process_limit)
         taken = self._proven.get(site.transport, {})
         if len(taken) >= limit:
             self._set_aside(taken)
@@ -142,7 +144,8 @@ class Slots:
 
     def _most_trials(self) -> float:
         settings = self._configuration.settings
-        return max(1, min(TRIALS * settings.default_process_limit, 0.75 * settings.qmgr_message_active_limit))
+        most = self.bound(TRIALS * settings.default_process_limit)
+        return max(1, min(most, 0.75 * settings.qmgr_message_active_limit))
 
     def _set_aside(self, taken: dict[Slot, None]) -> None:
         """Count deliveries that have hung for long with the trials: their destinations answer no more."""
