@@ -40,7 +40,8 @@ from edgemail.reply import Reply
 
 MESSAGES: Final = Counter("edgemail_smtpd_messages", "Messages taken into the spool", ("listener",))
 OCTETS: Final = Counter("edgemail_smtpd_bytes", "Bytes of messages taken into the spool", ("listener",))
-REFUSALS: Final = Counter("edgemail_smtpd_refusals", "Commands and messages refused, by reply code", ("code",))
+COMMANDS: Final = Counter("edgemail_smtpd_commands", "Commands by verb", ("verb",))
+REFUSALS: Final = Counter("edgemail_smtpd_refusals", "Commands and messages refused, by the reply", ("code", "status"))
 EXCEPTIONS: Final = Counter("edgemail_smtpd_exceptions", "Unexpected exceptions in sessions, answered 451")
 
 
@@ -104,7 +105,7 @@ class Clerk:
         if not reply.positive:
             if self.service.settings.soft_bounce:
                 reply = reply.softened()
-            REFUSALS.add(str(reply.code))
+            REFUSALS.add(str(reply.code), reply.enhanced)
             self._log_refusal(event, reply)
         return reply
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from aiosmtpd.smtp import SMTP
 
-from edgemail.relay.receive.clerk import EXCEPTIONS, Clerk, verb_of
+from edgemail.relay.receive.clerk import COMMANDS, EXCEPTIONS, Clerk, verb_of
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
 from edgemail.relay.receive.reception import Reception
@@ -181,6 +181,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         self._last = verb_of(event)
         if not isinstance(event, End):
             self._said[self._last] += 1
+            COMMANDS.add(self._last)
         if self._transcript is not None:
             self._transcript.heard(event, dialog.said, tried_auth=self.clerk.tried_auth)
         if isinstance(event, StartTls):

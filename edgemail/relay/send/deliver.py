@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from edgemail.clock import Clock
+from edgemail.counters import Counter, Histogram
 from edgemail.envelope import Delivery, Disposal, Outcome, Target
 from edgemail.errors import Kind, TableError
 from edgemail.relay.send.carry import Attempt, Carrier, Rewriter
@@ -36,6 +37,13 @@ log = logging.getLogger("edgemail.smtp")
 
 HOPS_KNOWN: Final = 256  # limit: next hops whose syntax is remembered
 CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
+DELIVERIES: Final = Counter("edgemail_smtp_recipients", "Recipients by route and outcome", ("route", "outcome"))
+SENT_BYTES: Final = Counter("edgemail_smtp_bytes", "Bytes of messages that a server took", ("route",))
+DURATIONS: Final = Histogram(
+    "edgemail_smtp_delivery_seconds",
+    "Time of a delivery, from the first look at its next hop to the last answer",
+    (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+)
 LOCAL_TROUBLE: Final = Reply(451, "4.3.0", "local trouble while sending; see the log")
 
 
@@ -143,7 +151,9 @@ class Courier:
             log.exception("%s: error: unexpected trouble in a delivery", delivery.envelope.queue_id)
             attempt.failures.append(Verdict(Kind.LOCAL, LOCAL_TROUBLE))
         before = max(0.0, arrived - delivery.envelope.received_at) if delivery.envelope.received_at else 0.0
-        return tuple(self._conclude(attempt, target, before) for target in delivery.targets)
+        outcomes = tuple(self._conclude(attempt, target, before) for target in delivery.targets)
+        _count(delivery, outcomes, self._clock.monotonic() - attempt.started)
+        return outcomes
 
     def _conclude(self, attempt: Attempt, target: Target, before: float) -> Outcome:
         """The outcome of one target, logged."""
@@ -342,6 +352,16 @@ class Courier:
         self._timer = None
         self._dismiss(self._pool.expire(self._clock.monotonic()))
         self._arm()
+
+
+def _count(delivery: Delivery, outcomes: Iterable[Outcome], seconds: float) -> None:
+    """Recipients' own domains are counted together: there may be any number of them."""
+    route = delivery.route.site if delivery.route.configured else f"{delivery.route.transport}:*"
+    DURATIONS.observe(seconds)
+    for result in outcomes:
+        DELIVERIES.add(route, "sent" if result.kind is None else result.kind.value)
+    if any(result.delivered for result in outcomes):
+        SENT_BYTES.add(route, by=float(delivery.envelope.size))
 
 
 @lru_cache(maxsize=HOPS_KNOWN)
