@@ -14,6 +14,7 @@ from typing import Final
 
 from edgemail.envelope import Address, Disposal, Envelope, Outcome, Recipient, Route, Target
 from edgemail.errors import Kind
+from edgemail.relay.queue.keep import Kept
 from edgemail.relay.queue.sites import OWN_SIDE, Site
 from edgemail.relay.queue.waiting import Flag
 from edgemail.reply import Reply
@@ -45,6 +46,7 @@ class Active:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)  # those whose route says that they wait for a person
     suspended: dict[int, float] = field(default_factory=dict)  # not tried, their site is dead until (monotonic)
+    kept: bool = False  # some of those are on demand or wait for a link
     recorded: set[int] = field(default_factory=set)  # delivered, and the spool knows
     hold: str | None = None  # somebody put it on hold meanwhile, and why
     removed: bool = False  # somebody removed it meanwhile
@@ -95,6 +97,14 @@ class Active:
             reply = Reply(451, status, text)
             self.outcomes[target.index] = Outcome(target.index, site.kind or Kind.MESSAGE_TEMPORARY, reply)
             self.suspended[target.index] = site.retry_at or 0.0
+            self.decided.add(target.index)
+
+    def keep(self, part: Part, why: Kept, until: float) -> None:
+        """Do not try a part: it is on demand, or no link takes it; look again then at the latest."""
+        self.kept = True
+        for target in part.targets:
+            self.outcomes[target.index] = Outcome(target.index, why.kind, Reply(451, "4.4.1", why.reason))
+            self.suspended[target.index] = until
             self.decided.add(target.index)
 
     def part_for(self, site: Site) -> Part | None:

@@ -16,10 +16,12 @@ from edgemail.counters import Counter
 from edgemail.envelope import Delivery, Envelope, Outcome, Recipient, queue_id
 from edgemail.errors import Kind, SpoolDamaged, SpoolError
 from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, quiet_flag, side_flag, split
+from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
+from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.settle import Settlement, Settling, reason
-from edgemail.relay.queue.sites import Gate, Site, Sites
+from edgemail.relay.queue.sites import OWN_SIDE, Gate, Site, Sites
 from edgemail.relay.queue.slots import Slot, Slots
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
 from edgemail.settings import Configuration
@@ -57,6 +59,7 @@ class Dispatch:
         settling: Callable[[], Settling],
         again: Callable[[int], None],
         wake: Callable[[], None],
+        keep: Keep,
     ) -> None:
         self._spool = spool
         self._clock = clock
@@ -71,6 +74,7 @@ class Dispatch:
         self._settling = settling
         self._again = again
         self._wake = wake
+        self._keep = keep
         self._tasks: set[asyncio.Task[None]] = set()
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
@@ -128,7 +132,7 @@ class Dispatch:
         if envelope is None or envelope.hold or id in self.active:
             self._waiting.drop(id)
             return
-        self.consider(envelope, flags & ~Flag.QUIET)
+        self.consider(envelope, flags & ~(Flag.QUIET | Flag.KEPT))
 
     def consider(self, envelope: Envelope, flags: int) -> None:
         """Begin what can begin; let the rest wait where it has to."""
@@ -141,11 +145,11 @@ class Dispatch:
             soft_bounce=self._configuration.settings.soft_bounce,
         )
         quiet = quiet_flag(envelope) if not active.outcomes else Flag.NONE
-        sites = self._suspend(active)
+        sites, sides = self._suspend(active)
         if not active.parts:
-            if active.suspended and not self._must_tell(active, quiet, sites):
+            if active.suspended and not self._must_tell(active, quiet, sides):
                 due = min(active.suspended.values())
-                self._waiting.add(envelope.id, domains(envelope), due=due)
+                self._waiting.add(envelope.id, domains(envelope), due=due, flags=_kept_flag(active))
             else:
                 self._take(active)
                 self.spawn(self._finish(active))
@@ -169,29 +173,42 @@ class Dispatch:
                 return True
         return False
 
-    def _suspend(self, active: Active) -> set[Site]:
-        """Take out what goes to dead sites. All sites of the message."""
+    def _suspend(self, active: Active) -> tuple[set[Site], set[Flag]]:
+        """Take out what is kept and what goes to dead sites. All sites of the message, and whose doing it is."""
         now = self._clock.monotonic()
-        sites, parts = set(), []
+        sites: set[Site] = set()
+        sides: set[Flag] = set()
+        parts = []
         for part in active.parts:
             site = self._sites.of(part.route)
             sites.add(site)
-            if active.flags & Flag.FLUSHED and site.retry_at is not None and site.died_at <= self.flushed_at:
+            asked = bool(active.flags & Flag.FLUSHED)
+            why = self._keep.kept(part.route.transport, active.envelope.size, asked=asked)
+            if why is not None:
+                active.keep(part, why, now + self._look_again_after())
+                sides.add(Flag.OWN_SIDE if why.kind in OWN_SIDE else Flag.PEER_SIDE)
+                continue
+            sides.add(side_flag(site))
+            if asked and site.retry_at is not None and site.died_at <= self.flushed_at:
                 self._sites.revive(site)
             if site.gate(now) is Gate.DEAD:
                 active.suspend(part, site)
             else:
                 parts.append(part)
         active.parts = parts
-        return sites
+        return sites, sides
 
-    def _must_tell(self, active: Active, quiet: Flag, sites: Iterable[Site]) -> bool:
+    def _look_again_after(self) -> float:
+        """Seconds until kept mail is looked at though nothing has happened: its time may have run out."""
+        settings = self._configuration.settings
+        return max(settings.minimal_backoff_time, settings.maximal_backoff_time)
+
+    def _must_tell(self, active: Active, quiet: Flag, sides: set[Flag]) -> bool:
         """Whether the envelope has to change although nothing was tried."""
-        sides = {side_flag(site) for site in sites}
         if sides != {quiet}:
             return True
         settling = self._settling()
-        if settling.lifetime.late(active.envelope):
+        if settling.late(active.envelope):
             return True
         return quiet is Flag.PEER_SIDE and settling.expires(active.envelope)
 
@@ -283,11 +300,12 @@ class Dispatch:
     def _begin(self, active: Active, part: Part) -> None:
         site = self._sites.of(part.route)
         slot = self._slots.take(site)
+        uplink = self._keep.begin(part.route.transport, active.envelope.size)
         site.running += 1
         active.running += 1
-        self.spawn(self._attempt(active, part, site, slot))
+        self.spawn(self._attempt(active, part, site, slot, uplink))
 
-    async def _attempt(self, active: Active, part: Part, site: Site, slot: Slot) -> None:
+    async def _attempt(self, active: Active, part: Part, site: Site, slot: Slot, uplink: Uplink | None) -> None:
         """One delivery, and what follows from it."""
         outcomes: tuple[Outcome, ...] = ()
         try:
@@ -300,6 +318,7 @@ class Dispatch:
             self._hear(site, outcomes)
         finally:
             self._slots.give_back(slot)
+            self._keep.end(uplink, active.envelope.size, outcomes)
             site.running -= 1
             active.running -= 1
         active.take(part, outcomes)
@@ -397,7 +416,7 @@ class Dispatch:
             log.info("%s: on hold: %s", envelope.queue_id, active.hold or envelope.hold_reason)
         else:
             due = self._clock.monotonic() + result.wait
-            self._waiting.add(envelope.id, domains(envelope), due=due)
+            self._waiting.add(envelope.id, domains(envelope), due=due, flags=_kept_flag(active))
             if result.again:
                 self._again(envelope.id)
 
@@ -409,6 +428,10 @@ class Dispatch:
             await self._spool.quarantine(error.id, error.why)
         except SpoolError as failure:
             log.error("error: %s: not set aside yet: %s", queue_id(error.id), failure)
+
+
+def _kept_flag(active: Active) -> Flag:
+    return Flag.KEPT if active.kept else Flag.NONE
 
 
 def domains(envelope: Envelope) -> Iterable[str]:

@@ -98,14 +98,14 @@ class Lifetime:
         """The date until which a message is tried if nothing stops its clock."""
         return self._clock.wall() + max(0.0, self.of(envelope) - self._age(envelope, spent))
 
-    def late(self, envelope: Envelope) -> bool:
-        """Whether its sender should be told now that a message is delayed."""
+    def late(self, envelope: Envelope, spent: float) -> bool:
+        """Whether its sender should be told now that a message is delayed: by the same clock as its lifetime."""
         settings = self._settings
         if not settings.delay_warning_time or envelope.delay_warned or envelope.bounce or not envelope.sender:
             return False
         if not self._clock.trusted() or envelope.received_at < RELEASE_DATE:
             return False
-        return self._clock.wall() - envelope.received_at >= settings.delay_warning_time
+        return self._age(envelope, spent) >= settings.delay_warning_time
 
     def _age(self, envelope: Envelope, spent: float) -> float:
         if self._settings.lifetime_counts == "link-up" or envelope.received_at < RELEASE_DATE:

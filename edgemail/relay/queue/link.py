@@ -187,10 +187,13 @@ class Links:
 
     def shut(self, transport: str) -> str:
         """Why no mail of a transport can go now, "" when some can."""
+        shutters = self.shutters(transport)
+        return "; ".join(f"link {uplink.name} is {uplink.state.value}: {uplink.reason}" for uplink in shutters)
+
+    def shutters(self, transport: str) -> tuple[Uplink, ...]:
+        """The links of a transport, when none of them is usable."""
         mine = self._of(transport)
-        if not mine or any(uplink.up for uplink in mine):
-            return ""
-        return "; ".join(f"link {uplink.name} is {uplink.state.value}: {uplink.reason}" for uplink in mine)
+        return () if any(uplink.up for uplink in mine) else tuple(mine)
 
     def too_large(self, transport: str, size: int) -> str:
         """Why a message waits for a better link than those that are up, "" when it need not."""

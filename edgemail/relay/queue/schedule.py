@@ -16,11 +16,14 @@ from typing import Any, Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
+from edgemail.errors import Kind
 from edgemail.relay.queue.active import Router
 from edgemail.relay.queue.bounce import Bounces
 from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch, domains
+from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait
+from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.orders import Orders
 from edgemail.relay.queue.settle import Settling
@@ -51,6 +54,7 @@ class Scheduler:
         deliver: Deliver,
         *,
         random: random.Random,
+        links: Links | None = None,
     ) -> None:
         self._spool = spool
         self._clock = clock
@@ -68,7 +72,8 @@ class Scheduler:
         self._stopping = False
         bounces = Bounces(spool, clock, self._settings, random)
         self._all_sites = Sites(clock, configuration, random)
-        self._slots = Slots(clock, configuration)
+        self._keep = Keep(configuration, links)
+        self._slots = Slots(clock, configuration, self._keep.busy)
         self._notices = Notices(
             bounces,
             clock,
@@ -99,6 +104,7 @@ class Scheduler:
             settling=self._settling,
             again=self._look_again,
             wake=self._event.set,
+            keep=self._keep,
         )
         self._orders = Orders(
             spool,
@@ -136,7 +142,8 @@ class Scheduler:
                 held += 1
             elif envelope.id not in self._waiting and envelope.id not in self._dispatch.active:
                 due = now + still_to_wait(envelope, settings, self._clock)
-                self._waiting.add(envelope.id, domains(envelope), due=due)
+                kept = any(recipient.kind is Kind.LINK for recipient in envelope.recipients)
+                self._waiting.add(envelope.id, domains(envelope), due=due, flags=Flag.KEPT if kept else Flag.NONE)
             if count % LOOKS == 0:
                 await asyncio.sleep(0)
         log.info("queue: %d messages, %d of them on hold", count, held)
@@ -171,6 +178,8 @@ class Scheduler:
         self._all_sites.reload(configuration)
         self._slots.reload(configuration)
         self._dispatch.reload(configuration)
+        self._keep.reload(configuration)
+        self.links_changed()
         self._run_at = min(self._run_at, self._clock.monotonic() + configuration.settings.queue_run_delay)
         self._event.set()
 
@@ -259,6 +268,12 @@ class Scheduler:
         untried = self._waiting.fresh + len(self._arrivals)
         return self._configuration.settings.in_flow_delay if untried > OUTRUN else 0.0
 
+    def links_changed(self) -> None:
+        """A link has become usable, or on demand means other transports now: look at what was kept."""
+        for mail in self._waiting.kept():
+            self._look_again(mail)
+        self._event.set()
+
     def bind_deliveries(self, bound: Callable[[int], int]) -> None:
         """Ask `bound` from now on how many of so many deliveries at once are good: fewer when the box runs short."""
         self._slots.bound = bound
@@ -275,7 +290,7 @@ class Scheduler:
 
     def sites(self) -> tuple[SiteStatus, ...]:
         """Every destination as it stands, least recently used first."""
-        return self._all_sites.snapshot()
+        return tuple(self._keep.shown(one) for one in self._all_sites.snapshot())
 
     # ---- what a person does
 

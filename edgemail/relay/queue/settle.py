@@ -85,6 +85,10 @@ class Settling:
             return False
         return self.lifetime.over(envelope, used(envelope, self._timeline))
 
+    def late(self, envelope: Envelope) -> bool:
+        """Whether its sender should be told now that a message is delayed."""
+        return self.lifetime.late(envelope, used(envelope, self._timeline))
+
     def settle(self, active: Active) -> Settlement:
         """What the outcomes so far mean."""
         envelope = active.envelope
@@ -113,7 +117,7 @@ class Settling:
                 if wants(recipient, Notify.DELAY):
                     delayed.append(reported(kept, outcome, status))
         rest, wait = self._rest(active, stay, spent, expired=expired, deferred=deferred)
-        late = bool(stay) and self.lifetime.late(envelope)
+        late = bool(stay) and self.lifetime.late(envelope, spent)
         return Settlement(
             envelope=replace(rest, delay_warned=envelope.delay_warned or late),
             wait=wait,

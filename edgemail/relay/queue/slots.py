@@ -46,7 +46,11 @@ class Slot:
 class Slots:
     """The slots in use, and the sites that wait for one."""
 
-    def __init__(self, clock: Clock, configuration: Configuration) -> None:
+    def __init__(
+        self, clock: Clock, configuration: Configuration, busy: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """`busy`: whether the links of a transport take no more connections now."""
+        self._busy = busy
         self._clock = clock
         self._configuration = configuration
         self._proven: dict[str, dict[Slot, None]] = {}  # by transport, oldest first
@@ -74,6 +78,8 @@ class Slots:
 
     def free(self, site: Site, *, fresh: bool) -> bool:
         """Whether there is a slot for a delivery to this site."""
+        if self._busy(site.transport):
+            return False
         turn = self.turn(site, fresh=fresh)
         if turn is not Turn.PROVEN:
             return self.trials < SHARE[turn] * self._most_trials()

@@ -38,6 +38,7 @@ class Flag(IntFlag):
     FRESH = 8  # it came in since the start and has not been tried
     OWN_SIDE = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
     PEER_SIDE = 32  # the same, and the envelope says that it is the site's doing
+    KEPT = 64  # it is on demand, or waits for a link
     QUIET = 48  # either of the two: it may wait on without its envelope being read or written
 
 
@@ -165,6 +166,11 @@ class Waiting:
         found = array("Q", (self._ids[start + place] for place, at in enumerate(times) if at <= now))
         end = start + len(times)
         return found, self._ids[end] if end < len(self._ids) else 0
+
+    def kept(self) -> array[int]:
+        """Messages that wait for a link, or for somebody to ask for them."""
+        rows = zip(self._ids, self._states, strict=True)
+        return array("Q", (mail for mail, state in rows if state & Flag.KEPT and state & _KIND == Stand.LATER))
 
     def of_domain(self, domain: str) -> Iterator[int]:
         """Messages with a recipient in `domain`, and some that may have one."""

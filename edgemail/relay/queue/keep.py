@@ -1,0 +1,86 @@
+"""Mail that is due and yet not tried: its transport is on demand, or no link that it may use takes it now.
+
+Owns the sentence that says so and whose doing it is. Pure and synchronous. While mail is kept so, its lifetime stands
+still, except for mail on demand where `lifetime_counts = "wall"`: then what nobody asks for goes back in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from edgemail.envelope import Outcome
+from edgemail.errors import Kind
+from edgemail.relay.queue.link import Links, State, Uplink
+from edgemail.relay.queue.sites import SiteStatus
+from edgemail.settings import Configuration
+
+ON_DEMAND = "deferred transport"  # Postfix's words
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Why a part of a message is not tried."""
+
+    reason: str
+    kind: Kind
+
+
+class Keep:
+    """The rules of one configuration and the links as they are."""
+
+    def __init__(self, configuration: Configuration, links: Links | None) -> None:
+        self._configuration = configuration
+        self._links = links
+
+    def reload(self, configuration: Configuration) -> None:
+        """Take new rules; the links hear of them by themselves."""
+        self._configuration = configuration
+
+    def on_demand(self, transport: str) -> bool:
+        """Whether mail of a transport waits until somebody asks."""
+        return transport in self._configuration.settings.defer_transports
+
+    def shut(self, transport: str) -> str:
+        """Why none of its links takes mail of a transport, "" when one does or it names none."""
+        return self._links.shut(transport) if self._links is not None else ""
+
+    def kept(self, transport: str, size: int, *, asked: bool) -> Kept | None:
+        """Why a message is not tried now; None when it may be. `asked`: somebody flushed it, or a link came up."""
+        if self._links is not None:
+            why = self._links.shut(transport) or self._links.too_large(transport, size)
+            if why:
+                return Kept(why, Kind.LINK)
+        if self.on_demand(transport) and not asked:
+            wall = self._configuration.settings.lifetime_counts == "wall"
+            return Kept(ON_DEMAND, Kind.MESSAGE_TEMPORARY if wall else Kind.LINK)
+        return None
+
+    def begin(self, transport: str, size: int) -> Uplink | None:
+        """A delivery begins; the link that is charged for it, None where none is named."""
+        return self._links.begin(transport, size) if self._links is not None else None
+
+    def end(self, uplink: Uplink | None, size: int, outcomes: Iterable[Outcome]) -> None:
+        """It has ended. Charged is what went out, and what may have when the connection broke."""
+        if self._links is not None:
+            sent = any(each.delivered or (each.transfer_delay > 0 and not each.remote) for each in outcomes)
+            self._links.end(uplink, size if sent else 0)
+
+    def shown(self, site: SiteStatus) -> SiteStatus:
+        """A destination as the status shows it: what keeps its mail goes before what it did when it was last tried."""
+        found = self._links.shutters(site.transport) if self._links is not None else ()
+        if found:
+            down = any(one.state is State.DOWN for one in found)
+            reason = self.shut(site.transport)
+            since = max(one.since for one in found)
+            state = "paused" if down else "closed"
+            return replace(
+                site, state=state, reason=reason, status="4.4.1", kind=Kind.LINK, since=since, next_probe=0.0
+            )
+        if site.state in ("new", "up") and self.on_demand(site.transport):
+            return replace(site, state="on-demand")
+        return site
+
+    def busy(self, transport: str) -> bool:
+        """Whether the links of a transport have all the connections they may."""
+        return self._links is not None and self._links.busy(transport)
