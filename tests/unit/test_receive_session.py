@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import logging
 import smtplib
 import socket
+import tracemalloc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -862,3 +865,48 @@ def test_a_receiving_side_alone() -> None:
             assert len(box.stored()) == 1
 
     asyncio.run(scenario())
+
+
+def test_an_ended_session_does_not_wait_for_the_collector() -> None:
+    async def scenario() -> None:
+        async with serving() as box:
+            wire = await box.wire()
+            await wire.hello()
+            (session,) = box.server._sessions
+            alive = weakref.ref(session)
+            del session
+            await wire.mail()
+            await wire.say("QUIT")
+            await wire.close()
+            await box.until(lambda: box.server.sessions == 0)
+            gc.disable()
+            try:
+                await box.until(lambda: alive() is None)
+            finally:
+                gc.enable()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_session_costs() -> None:
+    async def scenario() -> int:
+        async with serving(smtpd_client_connection_count_limit=0) as box:
+            loop = asyncio.get_running_loop()
+            clients = [socket.socket() for _ in range(41)]
+            tracemalloc.start()
+            try:
+                before = 0
+                for client in clients:
+                    client.setblocking(False)
+                    await loop.sock_connect(client, ("127.0.0.1", box.port))
+                    await loop.sock_recv(client, 1000)
+                    await loop.sock_sendall(client, b"EHLO client.example.org\r\n")
+                    await loop.sock_recv(client, 1000)
+                    before = before or tracemalloc.get_traced_memory()[0]  # with the first
+                return (tracemalloc.get_traced_memory()[0] - before) // 40
+            finally:
+                tracemalloc.stop()
+                for client in clients:
+                    client.close()
+
+    assert asyncio.run(scenario()) < 16 * 1024

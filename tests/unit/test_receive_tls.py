@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from edgemail.clock import ManualClock
-from edgemail.relay.receive import tls
+from edgemail.relay.receive import listen, tls
 from edgemail.relay.receive.session import Session
 from edgemail.relay.receive.tls import ServerTls, key_of, server_context
 from edgemail.settings import Settings
+from edgemail.spool.intake import SpoolIntake
 from tests.receiving import HOST, listener, serving, settings
 from tests.servers import Authority
 
@@ -254,6 +255,51 @@ def test_the_client_ends_tls_without_a_word(papers: Papers) -> None:
             raw: Any = wire.writer.transport
             raw.abort()
             await box.until(lambda: box.server.sessions == 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_ends_tls_after_the_dot_does_not_stop_the_commit(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        real = SpoolIntake.commit
+
+        async def commit(self: SpoolIntake, *rest: Any) -> Any:
+            await gate.wait()
+            return await real(self, *rest)
+
+        monkeypatch.setattr(SpoolIntake, "commit", commit)
+        async with serving(listener(papers.settings())) as box:
+            wire = await box.wire()
+            await wire.hello()
+            await wire.starttls(papers.client())
+            await wire.say("EHLO x", "MAIL FROM:<a@b.example>", "RCPT TO:<a@b.example>", "DATA")
+            wire.send(b"x\r\n.\r\n")
+            await box.until(lambda: any(each.committing for each in box.server._sessions))
+            await wire.close()
+            await asyncio.sleep(0.01)
+            gate.set()
+            await box.until(lambda: box.server.sessions == 0)
+            assert len(box.accepted) == len(box.stored()) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_drain_does_not_wait_for_a_handshake(papers: Papers, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "CANCEL_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with serving(listener(papers.settings(smtpd_tls_wrappermode=wrapped))) as box:
+            wire = await box.wire()
+            if not wrapped:
+                await wire.hello()
+                await wire.say("STARTTLS")
+            await box.until(lambda: box.server.sessions == 1)
+            async with asyncio.timeout(5):
+                await box.server.drain(0.0)
 
     asyncio.run(scenario())
 

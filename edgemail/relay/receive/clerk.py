@@ -142,7 +142,7 @@ class Clerk:
             self.service.log.exception("%s: abort", arrival.queue_id)
 
     async def _reply(self, event: Command | End) -> Reply:
-        if isinstance(event, Rcpt):
+        if isinstance(event, Rcpt):  # the most frequent first
             return self._rcpt(event)
         if isinstance(event, Mail):
             return self._mail_from(event)

@@ -75,6 +75,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._client_connected_cb = None  # done, and a cycle: ended sessions would wait for the collector
         self._timeout_handle.cancel()  # it would end the session without a word
         transport.set_write_buffer_limits(high=WRITE_BUFFER)  # type: ignore[attr-defined]
         if self._settings.smtpd_tls_wrappermode:
@@ -140,6 +141,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
                 self._complain()
                 clerk.visit.leave()
                 self._ended(self)
+                del self._writer  # the other cycle
 
     async def _serve(self) -> None:
         clerk, settings = self.clerk, self._settings
@@ -333,7 +335,11 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         if transport is None:
             return
         try:
-            if self._last not in ("CONNECT", "QUIT", "STARTTLS") and not self._reader.at_eof() and transport.can_write_eof():
+            if (
+                self._last not in ("CONNECT", "QUIT", "STARTTLS")
+                and not self._reader.at_eof()
+                and transport.can_write_eof()
+            ):
                 transport.write_eof()
                 await self._linger()
             transport.close()
