@@ -1,20 +1,23 @@
 """`edgemail`: the command line. Owns its options and their help; each command's work is in a module of its own.
 
-What serves is imported when it is to serve: a command that asks the daemon starts in a fraction of that time.
+What serves is imported when it is to serve: a command that asks the daemon starts in a fraction of that time. And the
+daemon reads its own command line without argparse, which would stay in memory for as long as it runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail import __version__
 from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_USAGE
 from edgemail.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import argparse
 
 DESCRIPTION: Final = "A crash-safe mail relay for small gateways: it queues until the link is up."
 EPILOG: Final = """\
@@ -30,17 +33,18 @@ also known as: sendmail, mailq, postqueue, postsuper, postcat, qshape
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong use exits with 64, as sysexits has it."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.print_usage(sys.stderr)
-        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    import argparse
+
     from edgemail.boot import queue_command
+
+    class Parser(argparse.ArgumentParser):
+        """Wrong use exits with 64, as sysexits has it."""
+
+        def error(self, message: str) -> None:  # type: ignore[override]
+            self.print_usage(sys.stderr)
+            self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(prog="edgemail", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
@@ -94,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _accept_config(command: argparse.ArgumentParser) -> None:
     """`--config` may stand behind the command too, and behind its subcommand."""
+    import argparse
+
     command.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="the configuration file")
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -103,6 +109,11 @@ def _accept_config(command: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edgemail`; returns the exit code."""
+    match list(sys.argv[1:] if argv is None else argv):
+        case ["run"]:
+            return _serve(None)
+        case ["run", "--config", path] | ["--config", path, "run"]:
+            return _serve(path)
     from edgemail.boot.client import Failure
 
     arguments = parser().parse_args(argv)
@@ -126,9 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    return _serve(arguments.config)
+
+
+def _serve(path: str | None) -> int:
     from edgemail.boot import serve
 
-    return serve.run(arguments.config)
+    try:
+        return serve.run(path)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _demo(arguments: argparse.Namespace) -> int:

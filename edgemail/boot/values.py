@@ -5,7 +5,6 @@ address. Owns how values are written; knows nothing of what they mean together.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +45,8 @@ def read(name: str, scope: Scope, base: Path) -> Any:
 
 def near(word: str, known: Any) -> str:
     """ "did you mean x?", or "" where nothing is like it."""
+    from difflib import get_close_matches  # only a file with a mistake needs it
+
     found = get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"did you mean {found[0]}?" if found else ""
 

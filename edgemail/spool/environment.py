@@ -14,7 +14,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +167,8 @@ class Environment:
         data = self.directory / DATA
         if data.exists() and data.stat().st_size > 0:
             return
+        import shutil  # with bz2 and lzma: the daemon does without, but for its first start
+
         draft = self.directory / DRAFT
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o750)
