@@ -52,7 +52,8 @@ class Peer:
 
     def environment(self) -> dict[str, str]:
         """os.environ with the unpacked libraries and Perl modules."""
-        libraries = [str(path) for path in (*self.tree.glob("usr/lib/*-linux-*"), self.tree / "usr/lib/postfix")]
+        places = ("usr/lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio", "usr/lib/postfix")
+        libraries = [str(path) for place in places for path in self.tree.glob(place)]
         perl = [str(self.tree / "usr/share/perl5"), *map(str, self.tree.glob("usr/lib/*-linux-*/perl5/*"))]
         found = dict(os.environ)
         if self.tree.exists():
