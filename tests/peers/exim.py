@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -140,7 +141,9 @@ class Exim:
         command = [self.peer.path("exim4"), "-C", str(path), "-bdf", "-q1m"]
         output = (self.directory / "output").open("wb")
         with output:
-            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
         try:
             greeting(self.port)
         except AssertionError:
@@ -148,7 +151,7 @@ class Exim:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGKILL)  # its queue runners and deliveries too
             self._process.wait(10)
         shutil.rmtree(self.directory, ignore_errors=True)
 
