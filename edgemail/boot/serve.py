@@ -18,12 +18,15 @@ from typing import Final
 from edgemail import __version__
 from edgemail.boot import certs, config, log, privileges
 from edgemail.boot.control import SOCKET_NAME, ControlServer
+from edgemail.boot.routes import survey
 from edgemail.boot.status import Status
 from edgemail.boot.verbs import Desk
 from edgemail.clock import SystemClock
 from edgemail.envelope import Delivery, Envelope, Outcome
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy
+from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
+from edgemail.relay.queue.uplink import Uplinks
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.reception import Reception
 from edgemail.relay.send.credentials import Credentials
@@ -31,7 +34,7 @@ from edgemail.relay.send.deliver import Courier
 from edgemail.relay.send.resolve import Resolver
 from edgemail.relay.send.route import Router
 from edgemail.reply import Reply
-from edgemail.settings import Configuration
+from edgemail.settings import Configuration, Link
 from edgemail.spool.space import admission
 from edgemail.spool.store import open_store
 
@@ -71,11 +74,14 @@ class Relay:
             self.server.bind()
             undo.push_async_callback(self.server.drain, 0.0)
             privileges.drop(settings.mail_owner, directory)
-            self.configuration = certs.ensure(self.configuration, self.clock)
             self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
             undo.push_async_callback(self.store.close)
+            # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
+            self.configuration = certs.ensure(self.configuration, self.clock)
             self._compose()
             await self.scheduler.load()
+            self.uplinks.start()
+            undo.push_async_callback(self.uplinks.close)
             self._running = asyncio.create_task(self.scheduler.run())
             self.control = ControlServer(directory / SOCKET_NAME, self.desk.verbs())
             await self.control.start()
@@ -96,8 +102,18 @@ class Relay:
         self.courier = Courier(
             self.store, clock, configuration, resolver=self.resolver, credentials=Credentials(configuration)
         )
+        self.links = Links(clock, configuration, self._links_changed)
+        self.uplinks = Uplinks(
+            self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up
+        )
         self.scheduler = Scheduler(
-            self.store, clock, configuration, self.router.route, self._deliver, random=random.Random()
+            self.store,
+            clock,
+            configuration,
+            self.router.route,
+            self._deliver,
+            random=random.Random(),
+            links=self.links,
         )
         self.status = Status(self)
         self.scheduler.bind_deliveries(self.status.guards.deliveries)
@@ -120,13 +136,27 @@ class Relay:
             lambda: self.configuration,
             reload=self.reload,
             refusal=self.refusal,
+            route=self.router.route,
             status=self.status.summary,
+            routes=lambda: survey(self.scheduler.sites(), self.links.snapshot()),
         )
 
     def accepted(self, envelope: Envelope) -> None:
         """A message is durable: the queue and the history hear of it."""
         self.status.history.accepted(envelope)
         self.scheduler.accepted(envelope)
+
+    def _links_changed(self, opened: tuple[Link, ...]) -> None:
+        """Some link is in another state; `opened` have become usable."""
+        self.scheduler.links_changed()
+        for link in opened:
+            self.uplinks.came_up(link)
+
+    async def _link_is_up(self, link: Link) -> None:
+        """What its `on_up` wants."""
+        if "flush" in link.on_up:
+            count = await self.scheduler.flush()
+            logger.info("link %s is up: flush, %d messages", link.name, count)
 
     async def _deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
         outcomes = await self.courier.deliver(delivery)
@@ -149,6 +179,8 @@ class Relay:
         self.router.reload(fresh)
         self.resolver.reload(fresh)
         self.courier.reload(fresh)
+        self.links.reload(fresh)
+        self.uplinks.reload(fresh)
         self.scheduler.reload(fresh)
         self.server.reload(fresh)
         self.configuration = fresh
@@ -188,6 +220,7 @@ class Relay:
                 if self._running is not None:
                     await self._running
                 await self.courier.close()
+                await self.uplinks.close()
                 await self.control.close()
                 await self.status.close()
         except TimeoutError:

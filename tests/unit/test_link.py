@@ -282,7 +282,14 @@ async def until(links: Links, state: State) -> str:
     return links.snapshot()[0].reason
 
 
-def test_a_probe_connects(tmp_path: Path) -> None:
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def test_a_link_that_works_at_the_start_has_not_come_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         seen: list[str] = []
 
@@ -291,8 +298,38 @@ def test_a_probe_connects(tmp_path: Path) -> None:
 
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
+        for link in (Link("a", route="127.0.0.1"), Link("a", probe=f"127.0.0.1:{port}")):
+            links, watch = watched(link, tmp_path, opened)
+            watch.start()
+            await until(links, State.UP)
+            await asyncio.sleep(0.01)
+            assert not seen
+            links.observe("a", False, "gone")
+            links.observe("a", True, "")
+            await asyncio.sleep(0.01)
+            assert seen == ["a"]
+            seen.clear()
+            await watch.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_connects(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        seen: list[str] = []
+
+        async def opened(link: Link) -> None:
+            seen.append(link.name)
+
+        port = free_port()
         links, watch = watched(Link("a", probe=f"127.0.0.1:{port}", probe_interval=0.02), tmp_path, opened)
         watch.start()
+        async with asyncio.timeout(10):
+            while "its probe failed" not in links.shut("smtp"):
+                await asyncio.sleep(0.01)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
         await until(links, State.UP)
         server.close()
         await server.wait_closed()
@@ -361,6 +398,8 @@ def test_what_is_done_at_link_up_is_bounded_and_not_done_at_every_flap(
     async def scenario() -> None:
         links, watch = watched(Link("a", route="127.0.0.1"), tmp_path, opened)
         watch.start()
+        links.observe("a", False, "gone")
+        links.observe("a", True, "")
         await asyncio.sleep(0.01)  # the first has begun
         for _ in range(20):
             links.observe("a", False, "gone")

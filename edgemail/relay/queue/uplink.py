@@ -27,6 +27,7 @@ MAX_FILE: Final = 65_536  # limit: bytes of that file
 SAVE_SECONDS: Final = 60.0  # limit: seconds of accounts that a power cut may lose
 UP_PAUSE: Final = 10.0  # limit: seconds between two acts for one link that goes up and down
 UP_SECONDS: Final = 120.0  # limit: seconds for what is done when a link comes up
+UNPROBED: Final = "not probed yet"
 KILL_SECONDS: Final = 2.0  # limit: seconds for a killed probe to be gone
 
 Opened = Callable[[Link], Awaitable[None]]
@@ -43,6 +44,7 @@ class Uplinks:
         self._netlink: Netlink | None = None
         self._probes: dict[str, tuple[Link, asyncio.Task[None], asyncio.Event]] = {}
         self._found: dict[str, tuple[bool, str]] = {}  # by the probe, for each link that has one
+        self._known: set[str] = set()  # those of which the state was found out since the start
         self._acts: dict[str, asyncio.Task[None]] = {}
         self._timer: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
@@ -96,7 +98,7 @@ class Uplinks:
         for name, link in wanted.items():
             if name not in self._probes:
                 wake = asyncio.Event()
-                self._found[name] = (False, "not probed yet")
+                self._found[name] = (False, UNPROBED)
                 self._probes[name] = (link, asyncio.create_task(self._probe(link, wake)), wake)
         if links and self._timer is None:
             self._timer = asyncio.create_task(self._keep_time())
@@ -114,8 +116,10 @@ class Uplinks:
                 if not works:
                     wake.set()
             elif not works and link.name in self._found:
-                self._found[link.name] = (False, "not probed yet")
+                self._found[link.name] = (False, UNPROBED)
             self._links.observe(link.name, works, why)
+            if link.name not in self._found or self._found[link.name][1] != UNPROBED:
+                self._known.add(link.name)
 
     def _kernel(self, link: Link) -> tuple[bool, str]:
         if not link.interface and not link.route:
@@ -150,6 +154,7 @@ class Uplinks:
                 if self._kernel(link)[0]:
                     self._found[link.name] = found
                     self._links.observe(link.name, *found)
+                    self._known.add(link.name)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(link.probe_interval):
                     await wake.wait()
@@ -185,8 +190,11 @@ class Uplinks:
     # ---- what is done when one comes up
 
     def came_up(self, link: Link) -> None:
-        """It has become usable. What is to be done is done now, or when the last of it is long enough ago."""
-        if link.on_up and link.name not in self._acts:
+        """It has become usable. What is to be done is done now, or when the last of it is long enough ago.
+
+        One that was usable all the time, as far as is known, has not come up because this process was started.
+        """
+        if link.name in self._known and link.on_up and link.name not in self._acts:
             self._acts[link.name] = asyncio.create_task(self._act(link))
 
     async def _act(self, link: Link) -> None:
