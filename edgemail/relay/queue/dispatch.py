@@ -78,7 +78,7 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
-        self.flushed_at = float("-inf")  # monotonic: when somebody last asked to try now
+        self.flushes = 0  # how often somebody has asked to try now
         self.closed = False  # no more deliveries begin
 
     def reload(self, configuration: Configuration) -> None:
@@ -158,7 +158,7 @@ class Dispatch:
         if any(rooms):
             self._begin_some(active)
         else:
-            self._park(active, quiet if len(sites) == 1 else Flag.NONE)
+            self._park(active, quiet if len(sites) == 1 and not self._pressing(envelope, quiet) else Flag.NONE)
 
     def goes_to(self, envelope: Envelope, site: str) -> bool:
         """Whether something of a message goes to a site now: named with or without its transport, or by a next hop."""
@@ -189,7 +189,7 @@ class Dispatch:
                 sides.add(Flag.OWN_SIDE if why.kind in OWN_SIDE else Flag.PEER_SIDE)
                 continue
             sides.add(side_flag(site))
-            if asked and site.retry_at is not None and site.died_at <= self.flushed_at:
+            if asked and site.retry_at is not None and site.flushes < self.flushes:
                 self._sites.revive(site)
             if site.gate(now) is Gate.DEAD:
                 active.suspend(part, site)
@@ -207,10 +207,12 @@ class Dispatch:
         """Whether the envelope has to change although nothing was tried."""
         if sides != {quiet}:
             return True
+        return self._pressing(active.envelope, quiet)
+
+    def _pressing(self, envelope: Envelope, quiet: Flag) -> bool:
+        """Whether a message's time has come, so that it must not wait on unread."""
         settling = self._settling()
-        if settling.late(active.envelope):
-            return True
-        return quiet is Flag.PEER_SIDE and settling.expires(active.envelope)
+        return settling.late(envelope) or (quiet is Flag.PEER_SIDE and settling.expires(envelope))
 
     def _may_begin(self, part: Part, active: Active) -> bool:
         site = self._sites.of(part.route)
@@ -257,18 +259,16 @@ class Dispatch:
 
     # ---- turns
 
-    def kick(self, site: Site) -> bool:
-        """Begin what waits at a site, as far as it takes it; whether anything was done."""
-        done = False
+    def _kick(self, site: Site) -> bool:
+        """Begin one of what waits at a site, if it takes it; False when nothing came of it."""
+        before = self._slots.running, site.waiting
         for _ in range(site.waiting):
-            if site.gate(self._clock.monotonic()) is not Gate.OPEN:
+            if site.gate(self._clock.monotonic()) is not Gate.OPEN or self.closed:
                 break
-            free = not self.closed and self._slots.free(site, fresh=bool(site.fresh))
+            free = self._slots.free(site, fresh=bool(site.fresh))
             mail = site.next_id(room=self._room_for(site)) if free else None
             if mail is None:
-                self._slots.wait(site)
                 break
-            done = True
             active = self.active.get(mail)
             if active is not None:
                 part = active.part_for(site)
@@ -278,17 +278,18 @@ class Dispatch:
                     site.hand.append(mail)
             elif self._waiting.stand(mail) is Stand.PARKED:
                 self.look_at(mail)
-        return done
+            if self._slots.running > before[0]:
+                break
+        if site.waiting and site.gate(self._clock.monotonic()) is Gate.OPEN:
+            self._slots.wait(site)
+        return self._slots.running > before[0] or site.waiting < before[1]
 
     def turn(self) -> None:
-        """Give free slots to the sites that wait for one."""
+        """Give free slots to the sites that wait for one, one each and round again."""
         idle = 0
-        for _ in range(self._slots.waiting):
-            site = self._slots.next_site()
-            if site is None:
-                return
-            idle = 0 if self.kick(site) else idle + 1
-            if idle >= IDLE_KICKS and self._slots.running:
+        while (site := self._slots.next_site()) is not None:
+            idle = 0 if self._kick(site) else idle + 1
+            if idle > (IDLE_KICKS if self._slots.running else self._slots.waiting):
                 return  # there is no room; the next delivery that ends goes on with the others
 
     # ---- a delivery
@@ -325,7 +326,8 @@ class Dispatch:
         for target in part.targets:
             kind = active.outcomes[target.index].kind
             ATTEMPTS.add("sent" if kind is None else kind.value)
-        self.kick(site)
+        if site.waiting:
+            self._slots.wait(site)
         self.turn()
         self._wake()
         if active.busy:
@@ -347,8 +349,9 @@ class Dispatch:
         """A site has died: nothing waits for a turn there any more."""
         retry_at = site.retry_at or 0.0
         seconds = max(0.0, retry_at - self._clock.monotonic())
-        word = "route paused" if site.configured else "site is dead"
-        log.warning("warning: %s: %s, next attempt in %.0f s: %s", site.name, word, seconds, site.reason)
+        site.flushes = self.flushes
+        word, level = ("route paused", logging.WARNING) if site.configured else ("site is dead", logging.INFO)
+        log.log(level, "%s: %s, next attempt in %.0f s: %s", site.name, word, seconds, site.reason)
         if site.configured and not site.told:
             self._notices.paused(site, f"in about {max(1, round(seconds / 60))} min")
         self._slots.forget(site)

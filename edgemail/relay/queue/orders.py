@@ -60,7 +60,7 @@ class Orders:
         `domain` is that of a recipient; "@example.com" stands for its subdomains too. `site` is a site's name, with or
         without its transport, or a next hop.
         """
-        self._dispatch.flushed_at = self._clock.monotonic()
+        self._dispatch.flushes += 1
         found: Iterable[int]
         if ids is not None:
             found = list(ids)

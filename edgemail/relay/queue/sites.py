@@ -68,7 +68,7 @@ class Site:
     failed_wall: float = 0.0
     retry_at: float | None = None  # monotonic; dead until then, and by one delivery alone until it answers
     retry_wait: float = 0.0
-    died_at: float = 0.0  # monotonic
+    flushes: int = 0  # how often somebody had asked to try everything when it died
     told: bool = False  # somebody was told of this failure
     kind: Kind | None = None
     reason: str = ""
@@ -237,7 +237,6 @@ class Sites:
         most = max(settings.minimal_backoff_time, settings.maximal_backoff_time)
         site.retry_wait = min(max(site.retry_wait * 2, settings.minimal_backoff_time), most)
         site.retry_at = now + site.retry_wait * (1 + JITTER * self._random.random())
-        site.died_at = now
         site.cohorts = 0.0
 
     def _forget(self) -> None:

@@ -7,7 +7,7 @@ share a pool of their own, and its last parts are kept for those that nothing ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -125,22 +125,22 @@ class Slots:
 
     def next_site(self) -> Site | None:
         """A site that waits and for which there is a slot now; it waits no more."""
-        for turn, queue in enumerate(self._queues):
-            for site in list(queue) if turn == Turn.PROVEN else self._first(Turn(turn)):
+        for turn in Turn:
+            if turn is not Turn.PROVEN and self.trials >= SHARE[turn] * self._most_trials():
+                continue
+            for site in self._members(turn):
                 if self.free(site, fresh=bool(site.fresh)):
-                    del queue[site]
+                    del self._queues[turn][site]
                     return site
         return None
 
-    def _first(self, turn: Turn) -> list[Site]:
-        """The first site that waits in one class; those that belong to another by now go there."""
-        queue = self._queues[turn]
-        while queue:
-            site = next(iter(queue))
-            if self.turn(site, fresh=bool(site.fresh)) == turn:
-                return [site]
-            self.wait(site)
-        return []
+    def _members(self, turn: Turn) -> Iterator[Site]:
+        """The sites that wait in one class; those that belong to another by now go there."""
+        for site in tuple(self._queues[turn]):
+            if self.turn(site, fresh=bool(site.fresh)) is turn:
+                yield site
+            else:
+                self.wait(site)
 
     def next_change(self) -> float | None:
         """When (monotonic) time alone could make room for a proven site that waits."""
