@@ -1,0 +1,92 @@
+"""`edgemail spool check` says what is damaged and changes nothing; `repair` sets it aside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgemail.boot.cli import main
+from edgemail.clock import SystemClock
+from edgemail.spool.store import open_store
+from tests.spools import MAP, StoreRig, keep
+
+
+def make(tmp_path: Path, *, damage: bool) -> tuple[Path, str]:
+    """A configuration whose spool holds two messages, one of them damaged if asked for; its queue id."""
+    spool = tmp_path / "spool"
+
+    async def scenario() -> str:
+        rig = StoreRig(spool)
+        await keep(rig.spool)
+        second = await keep(rig.spool)
+        if damage:
+            rig.damage_body(second.id)
+        await rig.spool.close()
+        return second.queue_id
+
+    damaged = asyncio.run(scenario())
+    path = tmp_path / "edgemail.toml"
+    path.write_text(
+        f'myhostname = "gw.example.com"\nqueue_directory = "{spool}"\nmail_owner = "root"\nspool_size = {MAP}\n'
+    )
+    return path, damaged
+
+
+def test_a_sound_spool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = make(tmp_path, damage=False)
+    assert main(["spool", "check", "--config", str(path)]) == 0
+    assert "2 messages" in capsys.readouterr().out
+
+
+def test_damage_is_said_and_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, damaged = make(tmp_path, damage=True)
+    before = (tmp_path / "spool/data.mdb").read_bytes()
+    assert main(["spool", "check", "--config", str(path)]) == 65
+    assert f"{damaged}: damaged:" in capsys.readouterr().out
+    assert (tmp_path / "spool/data.mdb").read_bytes() == before
+
+
+def test_repair_sets_aside_and_the_next_check_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, damaged = make(tmp_path, damage=True)
+    assert main(["spool", "repair", "--config", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["spool", "check", "--json", "--config", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["messages"], found["set_aside"], found["damaged"]) == (1, 1, [])
+
+    async def scenario() -> list[int]:
+        store = open_store(tmp_path / "spool", MAP, SystemClock())
+        aside = [one.id for one in store.damaged()]
+        await store.close()
+        return aside
+
+    assert asyncio.run(scenario()) == [int(damaged, 16)]
+
+
+def test_repair_wants_the_relay_stopped(tmp_path: Path) -> None:
+    path, _ = make(tmp_path, damage=True)
+
+    async def scenario() -> tuple[int | None, str]:
+        store = open_store(tmp_path / "spool", MAP, SystemClock())
+        try:
+            command = [sys.executable, "-m", "edgemail.boot.cli", "spool", "repair", "--config", str(path)]
+            child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            _, said = await child.communicate()
+            return child.returncode, said.decode()
+        finally:
+            await store.close()
+
+    code, said = asyncio.run(scenario())
+    assert code == 75
+    assert "stop the relay first" in said
+
+
+def test_no_spool_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "edgemail.toml"
+    path.write_text(f'myhostname = "gw.example.com"\nqueue_directory = "{tmp_path}/none"\n')
+    assert main(["spool", "check", "--config", str(path)]) == 75
+    assert "there is no spool here" in capsys.readouterr().err
