@@ -199,7 +199,7 @@ def test_neither_mx_nor_address() -> None:
 def test_no_such_domain_bounces_only_if_the_resolver_reaches_the_world() -> None:
     with FakeDns(root=False) as dns:  # a router without a link: everything is NXDOMAIN
         text = error("gone.example", "A", NOT_FOUND)
-        assert Bench(dns).refused("gone.example") == (Kind.MESSAGE_TEMPORARY, f"451 4.1.2 {text}")
+        assert Bench(dns).refused("gone.example") == (Kind.LINK, f"451 4.1.2 {text}")
 
 
 def test_a_recent_mx_is_proof_enough() -> None:
@@ -208,7 +208,7 @@ def test_a_recent_mx_is_proof_enough() -> None:
         bench.find("example.com")
         assert bench.refused("gone.example")[0] is Kind.MESSAGE_PERMANENT
         bench.clock.advance(resolve.PROOF_SECONDS)
-        assert bench.refused("gone.example")[0] is Kind.MESSAGE_TEMPORARY
+        assert bench.refused("gone.example")[0] is Kind.LINK
 
 
 def test_addresses_of_mx_hosts_that_nobody_tells() -> None:
@@ -227,7 +227,7 @@ def test_an_address_is_no_proof() -> None:
     with FakeDns({"nas.lan": {"A": ["192.0.2.1"]}}, root=False) as dns:  # the router knows the hosts of its LAN
         bench = Bench(dns)
         assert bench.names("nas.lan") == ["nas.lan"]
-        assert bench.refused("gone.example")[0] is Kind.MESSAGE_TEMPORARY
+        assert bench.refused("gone.example")[0] is Kind.LINK
 
 
 def test_mx_hosts_without_an_address_always_defer(caplog: pytest.LogCaptureFixture) -> None:

@@ -396,10 +396,10 @@ class Resolver:
         elif configured:
             temporary = failure.fault is Fault.AGAIN
             kind = Kind.LINK if temporary and not await self._answering(settings) else Kind.ROUTE
-        elif failure.fault is Fault.AGAIN:
-            kind = Kind.MESSAGE_TEMPORARY if await self._answering(settings) else Kind.LINK
+        elif not await self._answering(settings):
+            kind = Kind.LINK  # "no such domain" is no more to be believed than "try again"
         else:
-            kind = Kind.MESSAGE_PERMANENT if await self._answering(settings) else Kind.MESSAGE_TEMPORARY
+            kind = Kind.MESSAGE_TEMPORARY if failure.fault is Fault.AGAIN else Kind.MESSAGE_PERMANENT
         status = "4.4.3" if failure.fault.temporary else "5.1.2"
         return ResolveError(kind, _reply(kind, status, str(failure)))
 
