@@ -370,6 +370,8 @@ def test_no_tickets_where_sessions_are_not_kept(papers: Papers) -> None:
     assert context.options & ssl.OP_NO_TICKET
     assert context.num_tickets == 0
     assert server_context(papers.settings()).num_tickets > 0
+    server = ServerTls(papers.settings(smtpd_tls_session_cache_timeout=0.0), ManualClock().monotonic)
+    assert server.context() is not server.context()  # nor in OpenSSL's cache, which TLS 1.2 uses without tickets
 
 
 def test_what_a_context_allows(papers: Papers) -> None:

@@ -55,7 +55,9 @@ class ServerTls:
             self._due = now + RECHECK
             self._look(now)
         lifetime = self._settings.smtpd_tls_session_cache_timeout
-        if self._context is not None and (self._handshakes >= SESSIONS or 0 < lifetime <= now - self._made):
+        # A context for each session where none may be resumed: OpenSSL's cache of them cannot be turned off from here.
+        most = SESSIONS if lifetime > 0 else 1
+        if self._context is not None and (self._handshakes >= most or 0 < lifetime <= now - self._made):
             self._make(now)  # new ticket keys: older sessions cannot be resumed any more
         self._handshakes += 1
         return self._context
