@@ -42,6 +42,7 @@ function bars(columns, labels, title, colours) {
   picture.append(el("text", { x: 2, y: 12 }, `most: ${top}`));
   return picture;
 }
+const REASONS = { active: "being sent", incoming: "not tried yet", hold: "held by hand", deferred: "no reason is known" };
 function show(d) {
   const s = d.status, now = d.now;
   $("name").textContent = d.myhostname;
@@ -52,11 +53,12 @@ function show(d) {
   $("sentence").textContent = s.message || d.sentence;
   $("since").textContent = `since ${s.since.replace("T", " ").replace("Z", " UTC")} · edgemail ${d.version}`;
   put("queue", d.queue.length
-    ? table(["why", "#messages", "#oldest", "#next attempt"], d.queue.map((g) => [g.reason, g.messages, span(g.oldest),
-      g.next === null ? "waits for you" : g.next <= 0 ? "now" : "in " + span(g.next)]), "queue by cause")
+    ? table(["mail for", "#messages", "#oldest", "#next try"], d.queue.map((g) => [
+      el("div", {}, g.destination, el("div", { class: "soft" }, g.reason || REASONS[g.state] || "")), g.messages, span(g.oldest),
+      g.next === null ? "when released" : g.state === "active" || g.next <= 0 ? "now" : "in " + span(g.next)]), "queue by cause")
     : el("p", { class: "soft" }, "The queue is empty."));
-  put("shape", ...(d.queue.length ? [el("p", { class: "soft" }, "age in minutes"),
-    bars(d.shape.map((n) => [n]), d.shape_labels, "messages in the queue by age in minutes", ["var(--blue)"])] : []));
+  put("shape", ...(d.queue.length ? [el("p", { class: "soft" }, "Recipients by age in minutes"),
+    bars(d.shape.map((n) => [n]), d.shape_labels, "recipients in the queue by age in minutes", ["var(--blue)"])] : []));
   const parts = Object.entries(s.components), starts = (p) => parts.filter(([n]) => n.startsWith(p));
   const routes = [...starts("route."), ...starts("link.")];
   put("routes", routes.length ? table(["route", "state", "says"], routes.map(([n, c]) => [n.replace(/^route\./, ""), word(c.state),
@@ -79,6 +81,8 @@ function show(d) {
     el("div", {}, `${m.fate} `, el("span", { class: "soft" }, m.id), ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]),
     "the last messages") : el("p", { class: "soft" }, "No message has come since the start."));
 }
+let timer;
+function refresh() { clearTimeout(timer); timer = setTimeout(poll, 300); }
 async function poll() {
   try {
     const answer = await fetch("/page.json", { cache: "no-store" });
@@ -88,17 +92,38 @@ async function poll() {
     $("state").className = "state failed";
     $("sentence").textContent = "The box does not answer: it is off, restarting, or the network between is down.";
   }
-  setTimeout(poll, document.hidden ? 30000 : 3000);
+  clearTimeout(timer);
+  timer = setTimeout(poll, document.hidden ? 30000 : 3000);
 }
-for (const verb of ["flush", "hold", "release", "delete", "test"]) {
-  const button = el("button", { type: "button" }, verb === "test" ? "send a test message" : verb);
+async function act(verb, request) {
+  const answer = await fetch("/queue/" + verb, { method: "POST", headers: { Authorization: "Bearer " + $("token").value,
+    "Content-Type": "application/json" }, body: JSON.stringify(request) });
+  const text = await answer.text();
+  return answer.ok ? JSON.parse(text) : { error: answer.status === 401 ? "The token is missing or wrong." : text };
+}
+const DONE = { flush: "will be tried now", hold: "held", release: "released", delete: "deleted" };
+for (const verb of Object.keys(DONE)) {
+  const button = el("button", { type: "button", id: "do-" + verb }, verb);
   button.addEventListener("click", async () => {
-    if (verb === "delete" && !confirm(`Delete ${$("which").value || "all mail in the queue"}?`)) return;
+    const id = $("which").value.trim();
+    if (verb === "delete" && !confirm(`Delete ${id || "all mail in the queue"}? Nobody is told.`)) return;
     $("result").textContent = "…";
-    const answer = await fetch("/queue/" + verb, { method: "POST", headers: { Authorization: "Bearer " + $("token").value,
-      "Content-Type": "application/json" }, body: JSON.stringify({ id: $("which").value }) });
-    $("result").textContent = await answer.text();
+    const done = await act(verb, { id });
+    $("result").textContent = done.error || `${done.count} message${done.count === 1 ? "" : "s"} ${DONE[verb]}.`;
+    refresh();
   });
   $("verbs").append(button);
 }
+$("do-test").addEventListener("click", async () => {
+  $("result").textContent = "…";
+  const done = await act("test", { to: $("to").value.trim() });
+  if (done.error) { $("result").textContent = done.error; return; }
+  for (let n = 0; n < 120; n++) {
+    const { lines, error } = await act("conversation", { id: done.id });
+    $("result").textContent = `${done.id} to ${done.to}\n` + (error || lines.join("\n") || "waiting for its turn…");
+    if (error || lines.some((line) => line.startsWith("to=<"))) break;
+    await new Promise((go) => setTimeout(go, 500));
+  }
+  refresh();
+});
 poll();
