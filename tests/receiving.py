@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,6 +100,12 @@ class Wire:
         protocol._over_ssl = True
         self.reader._transport = transport  # type: ignore[attr-defined]
         self.writer._transport = transport  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        """Leave without a farewell: TCP's RST."""
+        connection = self.writer.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def close(self) -> None:
         self.writer.close()

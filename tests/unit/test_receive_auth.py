@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_equal_passwords_do_not_look_equal(tmp_path: Path) -> None:
     set_password(str(path), "bob", "same")
     lines = path.read_text().splitlines()
     assert lines[0].partition(":")[2] != lines[1].partition(":")[2]
+
+
+def test_an_edit_is_durable_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    set_password(str(tmp_path / "passwd"), "anna", "one")
+    assert flushed == ["file", "directory"]
 
 
 def test_comments_stay_and_a_name_counts_as_a_whole(tmp_path: Path) -> None:

@@ -371,6 +371,7 @@ def test_a_listener_is_known_by_its_place_not_by_its_name_or_number() -> None:
 
 
 def test_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "CANCEL_SECONDS", 0.02)
     gate = asyncio.Event()
     real = SpoolIntake.commit
 
@@ -403,6 +404,7 @@ def test_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await stuck.reply() == goodbye
             for wire in (fresh, idle, stuck):
                 await wire.close()
+            await asyncio.sleep(0.15)  # cancelled by now, whoever is to be cancelled
             assert not drained.done()
             gate.set()
             assert (await talking.reply()).startswith(QUEUED)
@@ -436,6 +438,25 @@ def test_a_drain_does_not_wait_for_who_does_not_listen(monkeypatch: pytest.Monke
             async with asyncio.timeout(5):
                 await box.server.drain(0.0)
             assert box.spool._pool.intakes == set()
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_does_not_wait_for_a_tarpit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "CANCEL_SECONDS", 60.0)
+
+    async def scenario() -> None:
+        async with serving(smtpd_soft_error_limit=0, smtpd_error_sleep_time=60.0) as box:
+            wire = await box.wire()
+            await wire.hello()
+            wire.send(b"BOGUS\r\n")
+            await box.until(lambda: any(each._last == "UNKNOWN" for each in box.server._sessions))
+            async with asyncio.timeout(10):
+                drained = asyncio.ensure_future(box.server.drain(0.0))
+                assert (await wire.reply()).startswith("500")
+                assert (await wire.reply()).startswith("421 4.3.2 ")
+                await wire.close()
+                await drained
 
     asyncio.run(scenario())
 

@@ -376,6 +376,53 @@ def test_trouble_in_the_spool_is_temporary(
     assert str(error) in caplog.text
 
 
+def test_what_cannot_be_kept_is_let_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(self: SpoolIntake) -> None:
+        raise SpoolFull("full")
+
+    monkeypatch.setattr(SpoolIntake, "drain", full)
+
+    async def scenario() -> None:
+        async with serving() as box:
+            wire = await box.wire()
+            await wire.hello()
+            await wire.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@b.example>", "DATA")
+            assert len(box.spool._pool.intakes) == 1
+            wire.send(b"x\r\n")
+            await box.until(lambda: box.spool._pool.intakes == set())
+            wire.send(b".\r\n")
+            assert (await wire.reply()).startswith("452 4.3.1 ")
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_is_all_header_and_has_no_last_line_end() -> None:
+    async def scenario() -> None:
+        async with serving(hopcount_limit=2) as box:
+            wire = await box.wire()
+            await wire.hello()
+            await wire.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@b.example>")
+            wire.send(b"BDAT 21 LAST\r\nMessage-ID: <1@x.org>")
+            assert (await wire.reply()).startswith(QUEUED)
+            assert box.accepted[0].message_id == "<1@x.org>"
+            await wire.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@b.example>")
+            wire.send(b"BDAT 24 LAST\r\nReceived: x\r\nReceived: x")
+            assert await wire.reply() == "554 5.4.0 Error: too many hops"
+
+    asyncio.run(scenario())
+
+
+def test_the_last_words_reach_a_client_that_is_still_sending() -> None:
+    async def scenario() -> None:
+        async with serving(smtpd_hard_error_limit=3) as box:
+            wire = await box.wire()
+            await wire.hello()
+            wire.send(b"BOGUS\r\n" * 3 + b"NOOP\r\n" * 50_000)
+            assert (await wire.rest()).endswith(f"421 4.7.0 {HOST} Error: too many errors\r\n".encode())
+
+    asyncio.run(scenario())
+
+
 def test_no_intake_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with serving() as box:
@@ -495,7 +542,8 @@ def test_a_client_that_leaves_after_the_dot_does_not_stop_the_commit(how: str, m
             elif how == "close":
                 await wire.close()
             else:
-                wire.writer.transport.abort()
+                wire.reset()
+                await box.until(lambda: all(each.transport is None for each in box.server._sessions))
             for _ in range(20):
                 await asyncio.sleep(0.001)
             gate.set()
@@ -508,22 +556,23 @@ def test_a_client_that_leaves_after_the_dot_does_not_stop_the_commit(how: str, m
     asyncio.run(scenario())
 
 
+async def reset(wire: Wire) -> None:
+    wire.reset()
+
+
 def test_a_client_that_leaves_before_the_dot_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "edgemail")
 
     async def scenario() -> None:
         async with serving() as box:
-            for leave in (Wire.close, None):
+            for leave in (Wire.close, reset):
                 wire = await box.wire()
                 await wire.hello()
                 await wire.say("MAIL FROM:<me@example.org>", "RCPT TO:<you@example.net>", "DATA")
                 wire.send(b"x" * 300_000)
                 await wire.writer.drain()
                 await box.until(lambda: any(each.clerk.taken > 100_000 for each in box.server._sessions))
-                if leave is not None:
-                    await leave(wire)
-                else:
-                    wire.writer.transport.abort()
+                await leave(wire)
                 await box.until(lambda: box.server.sessions == 0)
             assert box.accepted == []
             assert box.stored() == []

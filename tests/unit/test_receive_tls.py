@@ -18,6 +18,7 @@ import pytest
 
 from edgemail.clock import ManualClock
 from edgemail.relay.receive import listen, tls
+from edgemail.relay.receive.auth import set_password
 from edgemail.relay.receive.session import Session
 from edgemail.relay.receive.tls import ServerTls, key_of, server_context
 from edgemail.settings import Settings
@@ -116,6 +117,52 @@ def test_what_was_said_in_clear_is_forgotten(papers: Papers) -> None:
             assert (await wire.say("MAIL FROM:<a@b.example>")).startswith("503")
 
     asyncio.run(scenario())
+
+
+def test_a_login_in_clear_is_forgotten(papers: Papers, tmp_path: Path) -> None:
+    set_password(str(tmp_path / "users"), "anna", "secret")
+    chosen = papers.settings(
+        smtpd_sasl_auth_enable=True,
+        smtpd_sasl_password_file=str(tmp_path / "users"),
+        smtpd_tls_auth_only=False,
+        smtpd_relay_restrictions=("permit_sasl_authenticated", "reject"),
+    )
+
+    async def scenario() -> None:
+        async with serving(listener(chosen)) as box:
+            wire = await box.wire()
+            await wire.hello()
+            assert (await wire.say("AUTH PLAIN AGFubmEAc2VjcmV0")).startswith("235")
+            await wire.starttls(papers.client())
+            await wire.say("EHLO x", "MAIL FROM:<a@b.example>")
+            assert "Access denied" in await wire.say("RCPT TO:<a@b.example>")
+            await wire.say("RSET")
+            assert (await wire.say("AUTH PLAIN AGFubmEAc2VjcmV0")).startswith("235")
+            assert (await wire.mail()).startswith("250")
+            assert box.accepted[0].origin.protocol == "ESMTPSA"
+
+    asyncio.run(scenario())
+
+
+def test_a_handshake_is_not_read_as_commands(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read before TLS stands between the socket and the reader, however early the client speaks."""
+    reading: list[bool] = []
+    real = Session._handshake
+
+    async def handshake(self: Session, context: ssl.SSLContext) -> bool:
+        transport: Any = self.transport
+        reading.append(transport.is_reading())
+        return await real(self, context)
+
+    monkeypatch.setattr(Session, "_handshake", handshake)
+
+    async def scenario() -> None:
+        async with serving(listener(papers.settings(smtpd_tls_wrappermode=True))) as box:
+            wire = await box.wire(tls=papers.client())
+            assert (await wire.reply()).startswith("220")
+
+    asyncio.run(scenario())
+    assert reading == [False]
 
 
 def test_level_encrypt(papers: Papers) -> None:
