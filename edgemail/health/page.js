@@ -22,27 +22,47 @@ function table(heads, rows, caption) {
   return el("table", { "aria-label": caption }, el("thead", {}, head), el("tbody", {}, ...body));
 }
 const word = (state) => el("span", { class: "state " + state }, state);
-function bars(columns, labels, title, colours) {
-  const width = 600, height = 120, base = 96, step = width / columns.length;
-  const top = Math.max(1, ...columns.map((c) => c.reduce((a, b) => a + b, 0)));
-  const picture = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  columns.forEach((column, i) => {
+// Columns of values, drawn upwards; what stands in `below` is drawn downwards from the same line.
+function bars(place, columns, below, labels, title, colours) {
+  const width = Math.max(240, $(place).clientWidth || 600), step = width / columns.length, sum = (c) => c.reduce((a, b) => a + b, 0);
+  const most = Math.max(1, ...columns.map(sum)), least = Math.max(below.length ? 1 : 0, ...below.map(sum));
+  const scale = 84 / Math.max(most, least), base = 18 + most * scale, height = base + least * scale + 22;
+  const picture = el("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title });
+  const draw = (column, i, sign, tints) => {
     let y = base;
     column.forEach((value, k) => {
       if (!value) return;
-      const h = Math.max(2, (value / top) * 80);
-      y -= h;
-      picture.append(el("rect", { x: i * step + step * 0.1, y, width: Math.max(1, step * 0.8), height: h, fill: colours[k] },
-        el("title", {}, `${labels[i]}: ${value}`)));
+      const h = Math.max(2, value * scale);
+      picture.append(el("rect", { x: i * step + step * 0.1, y: sign > 0 ? y - h : y, width: Math.max(2, step * 0.8), height: h,
+        fill: tints[k] }, el("title", {}, `${labels[i] || ""} ${value}`)));
+      y -= sign * h;
     });
-  });
-  picture.append(el("line", { x1: 0, x2: width, y1: base, y2: base, stroke: "var(--line)" }));
-  const every = Math.ceil(columns.length / 12);
-  labels.forEach((label, i) => { if (i % every === 0 && label) picture.append(el("text", { x: i * step + 2, y: base + 16 }, label)); });
-  picture.append(el("text", { x: 2, y: 12 }, `most: ${top}`));
+  };
+  columns.forEach((column, i) => draw(column, i, 1, colours[0]));
+  below.forEach((column, i) => draw(column, i, -1, colours[1]));
+  picture.append(el("line", { x1: 0, x2: width, y1: base, y2: base, stroke: "var(--soft)" }));
+  const shown = labels.map((label, i) => [label, i]).filter(([label]) => label), every = Math.ceil(shown.length / (width / 56));
+  shown.forEach(([label, i], n) => { if (n % every === 0) picture.append(el("text", { x: i * step + step / 2, y: height - 4,
+    "text-anchor": i ? "middle" : "start" }, label)); });
+  picture.append(el("text", { x: 0, y: 12 }, `up to ${most}`));
   return picture;
 }
+function says(name, c) {
+  if (c.message) return c.message;
+  if (c.address) return c.address;
+  if (c.days_left !== undefined) return `${c.days_left} days left`;
+  if (name === "queue") return c.depth ? `${c.depth} waiting, the oldest for ${span(c.oldest_age)}` : "empty";
+  return "well";
+}
 const REASONS = { active: "being sent", incoming: "not tried yet", hold: "held by hand", deferred: "no reason is known" };
+function queue(causes) {
+  const rows = causes.map((g) => [g.destination, g.messages, span(g.oldest),
+    g.next === null ? "when released" : g.state === "active" || g.next <= 0 ? "now" : "in " + span(g.next)]);
+  const found = table(["mail for", "#messages", "#oldest", "#next try"], rows, "queue by cause");
+  [...found.tBodies[0].rows].forEach((row, i) => row.after(el("tr", { class: "why" },
+    el("td", { colspan: 4, class: "soft" }, causes[i].reason || REASONS[causes[i].state] || ""))));
+  return found;
+}
 function show(d) {
   const s = d.status, now = d.now;
   $("name").textContent = d.myhostname;
@@ -52,13 +72,10 @@ function show(d) {
   $("state").className = "state " + s.state;
   $("sentence").textContent = s.message || d.sentence;
   $("since").textContent = `since ${s.since.replace("T", " ").replace("Z", " UTC")} · edgemail ${d.version}`;
-  put("queue", d.queue.length
-    ? table(["mail for", "#messages", "#oldest", "#next try"], d.queue.map((g) => [
-      el("div", {}, g.destination, el("div", { class: "soft" }, g.reason || REASONS[g.state] || "")), g.messages, span(g.oldest),
-      g.next === null ? "when released" : g.state === "active" || g.next <= 0 ? "now" : "in " + span(g.next)]), "queue by cause")
-    : el("p", { class: "soft" }, "The queue is empty."));
+  put("queue", d.queue.length ? queue(d.queue) : el("p", { class: "soft" }, "The queue is empty."));
   put("shape", ...(d.queue.length ? [el("p", { class: "soft" }, "Recipients by age in minutes"),
-    bars(d.shape.map((n) => [n]), d.shape_labels, "recipients in the queue by age in minutes", ["var(--blue)"])] : []));
+    bars("shape", d.shape.map((n) => [n]), [], d.shape_labels.map((l) => (l.endsWith("+") ? l : "<" + l)),
+      "recipients in the queue by age in minutes", [["var(--blue)"]])] : []));
   const parts = Object.entries(s.components), starts = (p) => parts.filter(([n]) => n.startsWith(p));
   const routes = [...starts("route."), ...starts("link.")];
   put("routes", routes.length ? table(["route", "state", "says"], routes.map(([n, c]) => [n.replace(/^route\./, ""), word(c.state),
@@ -73,11 +90,12 @@ function show(d) {
     const at = slots[95 - Math.floor(ago / 3)];
     if (at) { at[0] += came; at[1] += went; at[2] += lost; }
   }
-  put("traffic", bars(slots, slots.map((_, i) => (i % 8 === 0 ? `-${24 - i / 4} h` : "")), "messages in, sent and bounced, by quarter hour",
-    ["var(--blue)", "var(--well)", "var(--bad)"]), el("p", { class: "soft" }, "blue: taken in · green: sent · red: bounced"));
+  put("traffic", bars("traffic", slots.map((s) => [s[0]]), slots.map((s) => s.slice(1)), slots.map((_, i) => (i % 8 === 4 ? `-${24 - i / 4} h` : "")),
+    "messages taken in, recipients sent and bounced, by quarter hour", [["var(--blue)"], ["var(--well)", "var(--bad)"]]),
+    el("p", { class: "soft" }, "upwards: taken in · downwards, green: sent · red: bounced"));
   const rest = parts.filter(([n]) => !/^(route|link|guard)\./.test(n));
-  put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), c.message || "well"]), "components"));
-  put("recent", d.recent.length ? table(["when", "from", "fate"], d.recent.map((m) => [span(now - m.at) + " ago", m.from || "<>",
+  put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), says(n, c)]), "components"));
+  put("recent", d.recent.length ? table(["#age", "from", "fate"], d.recent.map((m) => [span(now - m.at), m.from || "<>",
     el("div", {}, `${m.fate} `, el("span", { class: "soft" }, m.id), ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]),
     "the last messages") : el("p", { class: "soft" }, "No message has come since the start."));
 }
