@@ -46,7 +46,9 @@ class Relay:
         self.path = directory / "edgemail.toml"
         self.log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: tuple[str, ...] = ()  # a command that runs the process, and becomes it
         self._log_from = 0  # where the log of this start begins
+        self.program = ["-m", "edgemail.boot.cli"]  # what Python is to run at the next start
         self.configure(settings, listeners)
 
     def configure(self, settings: str = "", listeners: str = LISTENER) -> None:
@@ -64,7 +66,7 @@ class Relay:
         self._log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgemail.boot.cli", "run", "--config", str(self.path)],
+                [sys.executable, *self.program, "run", "--config", str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
