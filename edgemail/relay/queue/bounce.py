@@ -15,10 +15,11 @@ from typing import Final
 from edgemail.clock import Clock
 from edgemail.dates import date
 from edgemail.envelope import NULL_SENDER, Address, Body, Envelope, Recipient, Ret, queue_id
+from edgemail.errors import SpoolError
 from edgemail.relay.queue import dsn
 from edgemail.relay.queue.dsn import Form, Reported
 from edgemail.settings import Settings
-from edgemail.spool.verbs import Change, Spool
+from edgemail.spool.verbs import Change, Intake, Spool
 
 log = logging.getLogger("edgemail.bounce")
 
@@ -81,9 +82,10 @@ class Bounces:
             lines = [*head, "Content-Type: text/plain; charset=us-ascii", "", *paragraphs]
             intake.write(dsn.encoded(lines, utf8=False))
             await intake.drain()
-            return await intake.commit(self._envelope(sender, to))
-        finally:
+        except BaseException:
             await intake.abort()
+            raise
+        return await self._commit(intake, self._envelope(sender, to), Change())
 
     async def _write(self, notice: _Notice, also: Change) -> Envelope:
         settings = self._settings()
@@ -101,12 +103,21 @@ class Bounces:
                 await intake.drain()
             intake.write(f"\r\n--{boundary}--\r\n".encode())
             await intake.drain()
-            made = self._envelope(notice.sender, notice.to, utf8=utf8, wide=wide or utf8, long_lines=about.long_lines)
-            kept = await intake.commit(made, also)
-        finally:
+        except BaseException:
             await intake.abort()
+            raise
+        made = self._envelope(notice.sender, notice.to, utf8=utf8, wide=wide or utf8, long_lines=about.long_lines)
+        kept = await self._commit(intake, made, also)
         log.info("%s: %s: %s", about.queue_id, NAMES.get(notice.form, "postmaster notification"), kept.queue_id)
         return kept
+
+    async def _commit(self, intake: Intake, envelope: Envelope, also: Change) -> Envelope:
+        """Whoever is cancelled here leaves the commit to its fate: aborted, it could undo the notice and not `also`."""
+        try:
+            return await intake.commit(envelope, also)
+        except SpoolError:
+            await intake.abort()
+            raise
 
     def _envelope(
         self, sender: Address, to: Address, *, utf8: bool = False, wide: bool = False, long_lines: bool = False
@@ -208,11 +219,13 @@ def notice_sender(settings: Settings) -> Address:
 
 def _header(content: Iterable[bytes]) -> Iterator[bytes]:
     """The header of a message, with the line end of its last line."""
-    tail = b""
+    kept = b""  # the last octets, which may be the beginning of its end
     for piece in content:
-        end = (tail + piece).find(END_OF_HEADER)
+        kept += piece
+        end = kept.find(END_OF_HEADER)
         if end >= 0:
-            yield piece[: max(0, end + 2 - len(tail))]
+            yield kept[: end + 2]
             return
-        yield piece
-        tail = (tail + piece)[-3:]
+        yield kept[:-3]
+        kept = kept[-3:]
+    yield kept

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from edgemail.clock import Clock
 from edgemail.counters import Counter
-from edgemail.envelope import Delivery, Envelope, Outcome, Recipient, queue_id
+from edgemail.envelope import Delivery, Envelope, Outcome, queue_id
 from edgemail.errors import Kind, SpoolDamaged, SpoolError
 from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, quiet_flag, side_flag, split
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.notices import Notices
-from edgemail.relay.queue.settle import Settlement, Settling, reason
+from edgemail.relay.queue.settle import Settlement, Settling, log_decided, reason
 from edgemail.relay.queue.sites import OWN_SIDE, Gate, Site, Sites
 from edgemail.relay.queue.slots import Slot, Slots
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
@@ -75,7 +75,7 @@ class Dispatch:
         self._again = again
         self._wake = wake
         self._keep = keep
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
         self.flushes = 0  # how often somebody has asked to try now
@@ -86,16 +86,15 @@ class Dispatch:
         self._configuration = configuration
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something that has to wait; it ends before the scheduler does."""
+        """Run something that has to wait; it ends before the scheduler does, and its errors are logged."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self.keep_task(task)
+        task.add_done_callback(_report)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            EXCEPTIONS.add()
-            log.error("error: unexpected trouble in the queue", exc_info=error)
+    def keep_task(self, task: asyncio.Task[Any]) -> None:
+        """Let a task end before the scheduler does."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self, grace: float) -> None:
         """Begin nothing more; give what is under way `grace` seconds of the machine's clock, then break it off."""
@@ -257,6 +256,12 @@ class Dispatch:
                     site.hand.append(active.id)
                 active.parts.append(part)
 
+    def hold_back(self, active: Active) -> None:
+        """Begin no more parts of a message in hand."""
+        active.parts.clear()
+        if not active.busy:
+            self.spawn(self._finish(active))
+
     # ---- turns
 
     def _kick(self, site: Site) -> bool:
@@ -377,7 +382,7 @@ class Dispatch:
             return
         active.finishing = True
         for index in sorted(active.decided):
-            self._log_decided(active.envelope, active.envelope.recipients[index], active.outcomes[index])
+            log_decided(active.envelope, active.envelope.recipients[index], active.outcomes[index], self._clock.wall())
         try:
             result = await self._ledger.settle(active)
         except Exception:
@@ -392,21 +397,6 @@ class Dispatch:
         self._leave(active, result)
         self.turn()
         self._wake()
-
-    def _log_decided(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
-        """The line about a recipient for whom no delivery was tried."""
-        delay = max(0.0, self._clock.wall() - envelope.received_at) if envelope.received_at else 0.0
-        word = {None: "sent", Kind.MESSAGE_PERMANENT: "bounced"}.get(outcome.kind, "deferred")
-        log.info(
-            "%s: to=<%s>, relay=none, delay=%s, delays=%s/0/0/0, dsn=%s, status=%s (%s)",
-            envelope.queue_id,
-            recipient.address,
-            f"{delay:.0f}" if delay >= 10 else f"{delay:.2g}",
-            f"{delay:.0f}" if delay >= 10 else f"{delay:.2g}",
-            outcome.reply.status,
-            word,
-            reason(outcome),
-        )
 
     def _leave(self, active: Active, result: Settlement | None) -> None:
         """A message is out of hand: gone, or waiting again."""
@@ -431,6 +421,12 @@ class Dispatch:
             await self._spool.quarantine(error.id, error.why)
         except SpoolError as failure:
             log.error("error: %s: not set aside yet: %s", queue_id(error.id), failure)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        EXCEPTIONS.add()
+        log.error("error: unexpected trouble in the queue", exc_info=error)
 
 
 def _kept_flag(active: Active) -> Flag:

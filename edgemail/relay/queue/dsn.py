@@ -43,8 +43,8 @@ FAILED: Final = Form(
     "failed",
     "Undelivered Mail Returned to Sender",
     (
-        "your message could not be delivered to the recipients below, and no further attempt will be made. What you"
-        " sent, or its beginning, is attached.",
+        "your message could not be delivered to the recipients below, and no further attempt will be made. The message"
+        " or its header is attached.",
         HELP,
     ),
     "Undelivered Message",

@@ -148,7 +148,7 @@ class Ledger:
         failed = [one for one in result.failed if wants(one.recipient, Notify.FAILURE)]
         try:
             if result.failed and not active.returned:
-                await self._returned(envelope, result, failed, _change(final))
+                await self._returned(active, result, failed, _change(final))
                 active.returned = True
             elif not result.late:
                 await self._spool.apply(_change(final), lazy=True)
@@ -173,10 +173,9 @@ class Ledger:
                 return
         await self._spool.apply(_change(final), lazy=True)
 
-    async def _returned(
-        self, envelope: Envelope, result: Settlement, failed: list[dsn.Reported], change: Change
-    ) -> None:
+    async def _returned(self, active: Active, result: Settlement, failed: list[dsn.Reported], change: Change) -> None:
         """Finish recipients that have failed, and tell who is to be told in the same transaction."""
+        envelope = active.envelope
         if result.expired:
             log.info("%s: from=<%s>, status=expired, returned to sender", envelope.queue_id, envelope.sender)
         if self._notices.is_notice(envelope):
@@ -189,9 +188,10 @@ class Ledger:
                 self._accepted(made)
                 return
         elif failed:
-            made = await self._bounces.report(dsn.FAILED, envelope, failed, change)
-            self._accepted(made)
-            await self._notices.copies("bounce", dsn.COPY, envelope, failed)
+            if not active.copied:  # before, for afterwards there may be nothing left to copy from
+                active.copied = True
+                await self._notices.copies("bounce", dsn.COPY, envelope, failed)
+            self._accepted(await self._bounces.report(dsn.FAILED, envelope, failed, change))
             return
         await self._spool.apply(change, lazy=True)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgemail.clock import Clock
-from edgemail.envelope import Envelope, queue_id
+from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
 from edgemail.relay.queue.dispatch import Dispatch, domains
 from edgemail.relay.queue.ledger import Ledger
@@ -95,6 +95,7 @@ class Orders:
                     raise
                 if active.current().recipients and not active.removed:
                     acted.append(mail)
+                self._dispatch.hold_back(active)
         held = [
             replace(each, hold=True, hold_reason=reason, waited=used(each, self._timeline)) for each in found
         ]  # its clock stands still from now on
@@ -122,11 +123,13 @@ class Orders:
         free = [
             replace(each, hold=False, hold_reason="", next_attempt=0.0, last_attempt=now) for each in found
         ]  # its clock runs again from now on
-        if free:
-            await self._spool.apply(Change(update=tuple(free)))
-        for each in free:
-            self._put_back(each)
-            self._again(each.id, Flag.NONE)
+        try:
+            if free:
+                await self._spool.apply(Change(update=tuple(free)))
+        finally:  # even when nobody waits for the answer any more; one that is still on hold is passed over
+            for each in free:
+                self._put_back(each)
+                self._again(each.id, Flag.NONE)
         return acted + [each.id for each in free]
 
     async def remove(self, ids: Collection[int]) -> list[int]:
@@ -136,6 +139,7 @@ class Orders:
             active = self._dispatch.active.get(mail)
             if active is not None:
                 if await self._ledger.remove(active):
+                    self._dispatch.hold_back(active)
                     self._waiting.drop(mail)
                     acted.append(mail)
                 continue
@@ -152,26 +156,33 @@ class Orders:
 
     async def requeue(self, ids: Collection[int]) -> list[tuple[int, int]]:
         """Take each in again under a new id, its route and its time worked out anew; those in hand are left alone."""
-        pairs = []
+        pairs: list[tuple[int, int]] = []
         for mail in ids:
             envelope = None if mail in self._dispatch.active else self._envelope(mail)
-            if envelope is None:
-                continue
-            known = self._waiting.drop(mail)
-            try:
-                fresh = await requeue(self._spool, self._clock, self._settings(), envelope)
-            except (SpoolDamaged, KeyError) as error:
-                log.error("error: %s: not requeued: %s", queue_id(mail), error)
-                if known:
-                    self._put_back(envelope)
-                continue
-            except BaseException:
-                if known:
-                    self._put_back(envelope)
-                raise
-            pairs.append((mail, fresh.id))
-            self._accepted(fresh)
+            if envelope is not None:
+                # What has begun is finished, even when nobody waits for the answer any more.
+                task = asyncio.get_running_loop().create_task(self._requeue(envelope))
+                self._dispatch.keep_task(task)
+                fresh = await asyncio.shield(task)
+                if fresh is not None:
+                    pairs.append((mail, fresh.id))
         return pairs
+
+    async def _requeue(self, envelope: Envelope) -> Envelope | None:
+        known = self._waiting.drop(envelope.id)
+        try:
+            fresh = await requeue(self._spool, self._clock, self._settings(), envelope)
+        except (SpoolDamaged, KeyError) as error:
+            log.error("error: %s: not requeued: %s", envelope.queue_id, error)
+            if known:
+                self._put_back(envelope)
+            return None
+        except BaseException:
+            if known:
+                self._put_back(envelope)
+            raise
+        self._accepted(fresh)
+        return fresh
 
     async def _apply(self, found: list[Envelope], change: Change) -> None:
         """Tell the spool, with those messages out of the index; put them back when it cannot."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from edgemail.clock import Clock
 from edgemail.dates import date
 from edgemail.envelope import Envelope, queue_id
+from edgemail.errors import SpoolError
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
 
@@ -34,21 +35,25 @@ async def requeue(spool: Spool, clock: Clock, settings: Settings, envelope: Enve
         for chunk in spool.body(envelope.id):
             intake.write(chunk)
             await intake.drain()
-        fresh = replace(
-            envelope,
-            id=intake.id,
-            recipients=tuple(replace(r, reason="", status="", kind=None, relay="") for r in envelope.recipients),
-            hold=False,
-            hold_reason="",
-            attempts=0,
-            last_attempt=0.0,
-            next_attempt=0.0,
-            backoff=0.0,
-            received_at=clock.wall(),
-            waited=0.0,
-            delay_warned=False,
-        )
-        return await intake.commit(fresh, also=Change(remove=(envelope.id,)))
     except BaseException:
         await intake.abort()
+        raise
+    fresh = replace(
+        envelope,
+        id=intake.id,
+        recipients=tuple(replace(r, reason="", status="", kind=None, relay="") for r in envelope.recipients),
+        hold=False,
+        hold_reason="",
+        attempts=0,
+        last_attempt=0.0,
+        next_attempt=0.0,
+        backoff=0.0,
+        received_at=clock.wall(),
+        waited=0.0,
+        delay_warned=False,
+    )
+    try:
+        return await intake.commit(fresh, also=Change(remove=(envelope.id,)))
+    except SpoolError:
+        await intake.abort()  # nothing was kept; whoever is cancelled leaves the commit to its fate, both halves of it
         raise

@@ -6,6 +6,7 @@ worked, takes a recipient out of the envelope undelivered. Pure: values in, a va
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,6 +19,8 @@ from edgemail.relay.queue.dsn import Reported
 from edgemail.relay.queue.lifetime import Lifetime, Timeline, backoff, jittered, stopped, used
 from edgemail.relay.queue.sites import OWN_SIDE
 from edgemail.settings import Settings
+
+log = logging.getLogger("edgemail.qmgr")
 
 MAX_REASON: Final = 1000  # limit: characters of the reason that is kept with a recipient
 
@@ -171,3 +174,19 @@ class Settling:
 def _temporary(outcome: Outcome) -> str:
     """The status of a failure that is not final, whatever the peer's reply was. RFC 3463 2."""
     return "4" + outcome.reply.status[1:]
+
+
+def log_decided(envelope: Envelope, recipient: Recipient, outcome: Outcome, now: float) -> None:
+    """The line about a recipient for whom no delivery was tried."""
+    delay = max(0.0, now - envelope.received_at) if envelope.received_at else 0.0
+    seconds = f"{delay:.0f}" if delay >= 10 else f"{delay:.2g}"
+    log.info(
+        "%s: to=<%s>, relay=none, delay=%s, delays=%s/0/0/0, dsn=%s, status=%s (%s)",
+        envelope.queue_id,
+        recipient.address,
+        seconds,
+        seconds,
+        outcome.reply.status,
+        {None: "sent", Kind.MESSAGE_PERMANENT: "bounced"}.get(outcome.kind, "deferred"),
+        reason(outcome),
+    )
