@@ -18,6 +18,7 @@ from edgemail.settings import Configuration, Settings
 if TYPE_CHECKING:
     from edgemail.boot.serve import Relay
     from edgemail.boot.survey import Survey
+    from edgemail.relay.queue.link import LinkStatus
     from edgemail.relay.queue.sites import SiteStatus
 
 SHOWN_ROUTES: Final = 30  # limit: destinations by MX that the status names, those that fail first
@@ -95,7 +96,7 @@ def _route(one: SiteStatus, now: float) -> Condition:
         "next_probe": round(max(0.0, one.next_probe - now)) if one.next_probe else 0,
         "stands": one.state,
     }
-    if one.state in ("new", "up"):
+    if one.state in ("new", "up", "on-demand", "closed"):  # the last two wait as they were told to
         return Condition(numbers=numbers)
     destination = one.name.partition(":")[2]
     why = f": {one.reason}" if one.reason else ""
@@ -105,6 +106,19 @@ def _route(one: SiteStatus, now: float) -> Condition:
         return Condition(State.DEGRADED, reason, message, numbers)
     message = f"{destination} {'does not work' if one.state == 'dead' else 'has failed'}{why}"
     return Condition(State.DEGRADED, f"route-{one.state}", message, numbers, counts=one.configured)
+
+
+def links(found: Iterable[LinkStatus]) -> Conditions:
+    """Each uplink. One that is down is no fault of the box: it is the routes without any that make it unwell."""
+    return {f"link.{one.name}": _link(one) for one in found}
+
+
+def _link(one: LinkStatus) -> Condition:
+    numbers = {"day_bytes": one.day_bytes, "month_bytes": one.month_bytes, "running": one.running}
+    if one.state.value == "up":
+        return Condition(numbers=numbers)
+    message = f"Link {one.name} is {one.state.value}: {one.reason}"
+    return Condition(State.DEGRADED, f"link-{one.state.value}", message, numbers, counts=False)
 
 
 def clock(clock: Clock) -> Conditions:

@@ -61,6 +61,7 @@ class Status:
             lambda: components.queue(relay, self.survey),
             self.guards.conditions,
             lambda: components.routes(relay.scheduler.sites(), clock.wall()),
+            lambda: components.links(relay.links.snapshot()),
             lambda: components.clock(clock),
             lambda: certificates.conditions(relay.configuration),
         ):

@@ -128,6 +128,10 @@ def test_mail_waits_for_its_link_and_leaves_when_it_comes_up(tmp_path: Path) -> 
         found = routes(box)
         assert (found[site]["state"], found[site]["kind"]) == ("paused", "link")
         assert found["up"]["state"] == "down"
+        status = json.loads(box.run("edgemail", "status").stdout)
+        assert status["components"][f"route.{site}"]["state"] == "degraded"
+        assert status["components"]["link.up"]["reason"] == "link-down"
+        assert (status["state"], status["reason"]) == ("degraded", "link-failed")
         text = box.run("edgemail", "routes").stdout
         assert "link up (fibre): down" in text
         cable("up0")
