@@ -66,7 +66,7 @@ class Relay:
         self._log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, "run", "--config", str(self.path)],
+                [*self.prefix, sys.executable, *self.program, "run", "--config", str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
