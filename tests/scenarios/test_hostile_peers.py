@@ -25,7 +25,7 @@ QUICK = "".join(
     f'smtp_{phase}_timeout = "1s"\n'
     for phase in ("helo", "starttls", "mail", "rcpt", "data_init", "data_xfer", "data_done", "rset", "quit", "connect")
 )
-GROWTH = 1  # octets that the process may grow by while servers flood it
+GROWTH = 6 << 20  # octets that the process may grow by while servers flood it
 
 
 async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
