@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt clean
+.PHONY: help install run test check crash fmt clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -29,6 +29,9 @@ check: $(VENV)/.tests ## formatting, linters, types and unit tests: under a minu
 	@$(BIN)/ruff format -q --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/test_linters.py $(ARGS)
+
+crash: $(VENV)/.tests ## cut the power in ten thousand ways, and kill the process, and look at what is left (3 minutes)
+	@EDGEMAIL_CRASH_STATES=10000 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ anew
 	@$(BIN)/ruff check -q --fix-only
