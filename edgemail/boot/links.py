@@ -60,7 +60,7 @@ def _link(report: Report, table: Mapping[str, Any], section: str, scope: Scope) 
     if "name" not in table:
         report.problem(f"{section}.name", "is missing", 'for example name = "fibre"')
     if not any(key in table for key in ("interface", "route", "probe", "command")):
-        hint = 'interface = "eth0", route = "192.0.2.1", probe = "192.0.2.1:587", or command = [...]'
+        hint = 'interface = "eth0", route = "192.0.2.1", probe = "[192.0.2.1]:587", or command = [...]'
         report.problem(section, "does not say how its state is known", hint)
     return Link(**values)
 
