@@ -132,7 +132,7 @@ def test_flapping_ends_in_the_truth_and_acts_once(tmp_path: Path) -> None:
         await watch.until("no carrier on up0")
         plug("up0")
         await watch.until("")
-        assert watch.changes > 3, "it was seen to go up and down"
+        assert watch.changes > 2, "it was seen to come up several times"
         assert watch.opened == 1, "and mail was not flushed at every turn"
 
     watching(Link("a", interface="up0"), tmp_path, scenario)

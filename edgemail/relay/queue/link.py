@@ -83,16 +83,16 @@ class Uplink:
 
 
 class Links:
-    """All links. `changed` is called with those that became usable whenever any changed; it must not block."""
+    """All links. `opened` is called with those that have just become usable; it must not block."""
 
     def __init__(
         self,
         clock: Clock,
         configuration: Configuration,
-        changed: Callable[[tuple[Link, ...]], None] = lambda _: None,
+        opened: Callable[[tuple[Link, ...]], None] = lambda _: None,
     ) -> None:
         self._clock = clock
-        self._changed = changed
+        self._opened = opened
         self._uplinks: dict[str, Uplink] = {}
         self._configuration = configuration
         self.dirty = False  # the accounts have changed since they were last kept
@@ -120,22 +120,20 @@ class Links:
             self.review()
 
     def review(self) -> None:
-        """Look again at hours and budgets; tell of what changed."""
+        """Look again at hours and budgets; tell of what has become usable."""
         opened = []
-        changed = False
         self._turn_periods()
         for uplink in self._uplinks.values():
             state, reason = self._judge(uplink)
             if state is not uplink.state:
-                changed = True
                 uplink.since = self._clock.wall()
                 if state is State.UP:
                     uplink.ups += 1
                     opened.append(uplink.link)
                 log.info("link %s: %s%s", uplink.name, state.value, f", {reason}" if reason else "")
             uplink.state, uplink.reason = state, reason
-        if changed:
-            self._changed(tuple(opened))
+        if opened:
+            self._opened(tuple(opened))
 
     def _judge(self, uplink: Uplink) -> tuple[State, str]:
         link = uplink.link

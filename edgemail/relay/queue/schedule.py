@@ -70,6 +70,7 @@ class Scheduler:
         self._run_from: int | None = None  # the id at which the one under way goes on
         self._event = asyncio.Event()
         self._stopping = False
+        self._wakes = 0  # asked for since the last time that what is kept was woken whole
         bounces = Bounces(spool, clock, self._settings, random)
         self._all_sites = Sites(clock, configuration, random)
         self._keep = Keep(configuration, links)
@@ -270,9 +271,23 @@ class Scheduler:
 
     def links_changed(self) -> None:
         """A link has become usable, or on demand means other transports now: look at what was kept."""
-        for mail in self._waiting.kept():
-            self._look_again(mail)
-        self._event.set()
+        self._wakes += 1
+        if self._wakes == 1:
+            self._spawn(self._wake_kept())
+
+    async def _wake_kept(self) -> None:
+        """All that is kept, a piece at a time; once more if something has come up meanwhile."""
+        try:
+            done = 0
+            while done < self._wakes:
+                done = self._wakes
+                for number, mail in enumerate(self._waiting.kept(), 1):
+                    if number % LOOKS == 0:
+                        await asyncio.sleep(0)
+                    if self._waiting.flags(mail) & Flag.KEPT:
+                        self._look_again(mail)
+        finally:
+            self._wakes = 0
 
     def bind_deliveries(self, bound: Callable[[int], int]) -> None:
         """Ask `bound` from now on how many of so many deliveries at once are good: fewer when the box runs short."""
