@@ -44,6 +44,7 @@ chunking_advertise_hosts = *
 dsn_advertise_hosts = *
 smtputf8_advertise_hosts = *
 message_size_limit = 50M
+smtp_accept_queue_per_connection = 0
 qualify_domain = exim.example
 
 begin acl
