@@ -36,7 +36,7 @@ def drop(owner: str, directory: Path) -> None:
 
 
 def give(directory: Path, uid: int, gid: int) -> None:
-    """Make `directory` and all in it theirs; symbolic links are not followed (somebody else may have put them there)."""
+    """Make `directory` and all in it theirs. No symbolic link is followed: somebody else may have put it there."""
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     for path in (directory, *directory.rglob("*")):
         os.chown(path, uid, gid, follow_symlinks=False)
