@@ -67,6 +67,11 @@ class Active:
         return self.running > 0 or bool(self.parts)
 
     @property
+    def kept_flag(self) -> int:
+        """How the index knows it, when it waits for a link or for somebody to ask."""
+        return Flag.KEPT | self.flags & Flag.URGENT if self.kept else Flag.NONE
+
+    @property
     def fresh(self) -> bool:
         return bool(self.flags & Flag.FRESH)
 

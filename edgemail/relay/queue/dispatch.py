@@ -136,6 +136,8 @@ class Dispatch:
     def consider(self, envelope: Envelope, flags: int) -> None:
         """Begin what can begin; let the rest wait where it has to."""
         self._waiting.drop(envelope.id)
+        if self._keep.urgent(envelope, lambda: self._header(envelope.id)):
+            flags |= Flag.URGENT
         active = Active(envelope, flags)
         split(
             active,
@@ -148,7 +150,7 @@ class Dispatch:
         if not active.parts:
             if active.suspended and not self._must_tell(active, quiet, sides):
                 due = min(active.suspended.values())
-                self._waiting.add(envelope.id, domains(envelope), due=due, flags=_kept_flag(active))
+                self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
             else:
                 self._take(active)
                 self.spawn(self._finish(active))
@@ -171,6 +173,13 @@ class Dispatch:
             if site in names:
                 return True
         return False
+
+    def _header(self, mail: int) -> bytes:
+        """The beginning of a message, b"" where it cannot be read: a delivery will say what is wrong."""
+        try:
+            return next(self._spool.body(mail), b"")
+        except (SpoolDamaged, KeyError):
+            return b""
 
     def _suspend(self, active: Active) -> tuple[set[Site], set[Flag]]:
         """Take out what is kept and what goes to dead sites. All sites of the message, and whose doing it is."""
@@ -228,7 +237,7 @@ class Dispatch:
             site = self._sites.find(name)
             if site is None:
                 continue
-            site.park(envelope.id, fresh=active.fresh)
+            site.park(envelope.id, fresh=active.fresh, urgent=bool(active.flags & Flag.URGENT))
             if site.gate(self._clock.monotonic()) is Gate.OPEN:
                 self._slots.wait(site)
 
@@ -409,7 +418,7 @@ class Dispatch:
             log.info("%s: on hold: %s", envelope.queue_id, active.hold or envelope.hold_reason)
         else:
             due = self._clock.monotonic() + result.wait
-            self._waiting.add(envelope.id, domains(envelope), due=due, flags=_kept_flag(active))
+            self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
             if result.again:
                 self._again(envelope.id)
 
@@ -427,10 +436,6 @@ def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         EXCEPTIONS.add()
         log.error("error: unexpected trouble in the queue", exc_info=error)
-
-
-def _kept_flag(active: Active) -> Flag:
-    return Flag.KEPT if active.kept else Flag.NONE
 
 
 def domains(envelope: Envelope) -> Iterable[str]:

@@ -6,13 +6,14 @@ still, except for mail on demand where `lifetime_counts = "wall"`: then what nob
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from edgemail.envelope import Outcome
+from edgemail.envelope import Envelope, Outcome
 from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links, State, Uplink
 from edgemail.relay.queue.sites import SiteStatus
+from edgemail.relay.queue.urgent import Urgent
 from edgemail.settings import Configuration
 
 ON_DEMAND = "deferred transport"  # Postfix's words
@@ -32,10 +33,16 @@ class Keep:
     def __init__(self, configuration: Configuration, links: Links | None) -> None:
         self._configuration = configuration
         self._links = links
+        self._urgent = Urgent(configuration.settings.urgent)
 
     def reload(self, configuration: Configuration) -> None:
         """Take new rules; the links hear of them by themselves."""
         self._configuration = configuration
+        self._urgent = Urgent(configuration.settings.urgent)
+
+    def urgent(self, envelope: Envelope, header: Callable[[], bytes] = bytes) -> bool:
+        """Whether a message goes before others; without its header, as far as that can be told."""
+        return bool(self._urgent) and self._urgent.matches(envelope, header)
 
     def on_demand(self, transport: str) -> bool:
         """Whether mail of a transport waits until somebody asks."""

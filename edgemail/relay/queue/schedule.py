@@ -144,7 +144,10 @@ class Scheduler:
             elif envelope.id not in self._waiting and envelope.id not in self._dispatch.active:
                 due = now + still_to_wait(envelope, settings, self._clock)
                 kept = any(recipient.kind is Kind.LINK for recipient in envelope.recipients)
-                self._waiting.add(envelope.id, domains(envelope), due=due, flags=Flag.KEPT if kept else Flag.NONE)
+                flags = Flag.KEPT if kept else Flag.NONE
+                if self._keep.urgent(envelope):
+                    flags |= Flag.URGENT
+                self._waiting.add(envelope.id, domains(envelope), due=due, flags=flags)
             if count % LOOKS == 0:
                 await asyncio.sleep(0)
         log.info("queue: %d messages, %d of them on hold", count, held)

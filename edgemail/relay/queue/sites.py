@@ -76,11 +76,12 @@ class Site:
     hand: Line = field(default_factory=Line)  # messages in hand that have more for this site
     fresh: Line = field(default_factory=Line)  # new mail
     old: Line = field(default_factory=Line)  # the backlog
+    urgent: Line = field(default_factory=Line)  # what goes before both
     turn: int = 0
 
     @property
     def waiting(self) -> int:
-        return len(self.hand) + len(self.fresh) + len(self.old)
+        return len(self.hand) + len(self.fresh) + len(self.old) + len(self.urgent)
 
     @property
     def own_side(self) -> bool:
@@ -105,12 +106,14 @@ class Site:
         allowed = self.window if self.retry_at is None else 1  # a probe
         return Gate.OPEN if self.running < allowed else Gate.BUSY
 
-    def park(self, id: int, *, fresh: bool) -> None:
+    def park(self, id: int, *, fresh: bool, urgent: bool = False) -> None:
         """Let a message wait for its turn here."""
-        (self.fresh if fresh else self.old).append(id)
+        (self.urgent if urgent else self.fresh if fresh else self.old).append(id)
 
     def next_id(self, *, room: bool) -> int | None:
-        """The next that waits: the three lines by turns. Without `room`, only what is in hand already."""
+        """The next that waits: urgent mail, then the others by turns. Without `room`, only what is in hand already."""
+        if room and self.urgent:
+            return self.urgent.pop()
         lines = (self.hand, self.fresh, self.old) if room else (self.hand,)
         for _ in lines:
             self.turn += 1
@@ -121,8 +124,8 @@ class Site:
 
     def clear(self) -> list[int]:
         """Everything that waits here; it waits here no more."""
-        ids = [*self.hand, *self.fresh, *self.old]
-        for line in (self.hand, self.fresh, self.old):
+        ids = [*self.hand, *self.urgent, *self.fresh, *self.old]
+        for line in (self.hand, self.urgent, self.fresh, self.old):
             line.clear()
         return ids
 

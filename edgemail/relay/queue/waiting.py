@@ -39,6 +39,7 @@ class Flag(IntFlag):
     OWN_SIDE = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
     PEER_SIDE = 32  # the same, and the envelope says that it is the site's doing
     KEPT = 64  # it is on demand, or waits for a link
+    URGENT = 128  # it goes before other mail
     QUIET = 48  # either of the two: it may wait on without its envelope being read or written
 
 
@@ -168,9 +169,12 @@ class Waiting:
         return found, self._ids[end] if end < len(self._ids) else 0
 
     def kept(self) -> array[int]:
-        """Messages that wait for a link, or for somebody to ask for them."""
-        rows = zip(self._ids, self._states, strict=True)
-        return array("Q", (mail for mail, state in rows if state & Flag.KEPT and state & _KIND == Stand.LATER))
+        """Messages that wait for a link, or for somebody to ask for them; the urgent ones first."""
+        first, others = array("Q"), array("Q")
+        for mail, state in zip(self._ids, self._states, strict=True):
+            if state & Flag.KEPT and state & _KIND == Stand.LATER:
+                (first if state & Flag.URGENT else others).append(mail)
+        return first + others
 
     def of_domain(self, domain: str) -> Iterator[int]:
         """Messages with a recipient in `domain`, and some that may have one."""
