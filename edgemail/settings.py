@@ -70,6 +70,8 @@ class Settings:
     proxy_interfaces: Names = _p((), "list", "outer addresses (NAT, proxies) that count as our own in MX loops")
     mynetworks: Names = _p(("127.0.0.0/8", "::1/128"), "list", "networks whose clients may relay", listener=True)
     relay_domains: Names = _p((), "list", "domains, and their subdomains, that anyone may send to through this box")
+    fast_flush_domains: Names = _p(("$relay_domains",), "list", "domains whose mail may be asked for: ETRN, `postqueue -s`")
+    fast_flush_rate_limit: int = _p(5, "int", "times that ETRN may ask for one of them per anvil_rate_time_unit; 0 = no limit")
     relay_recipient_maps: Maps = _p((), "maps", "valid recipients in relay_domains; empty: any")
     local_recipient_maps: Maps = _p((), "maps", "valid recipients in mydestination beside the standard names; empty: none")
     parent_domain_matches_subdomains: Names = _p(("fast_flush_domains", "mynetworks", "relay_domains"), "list", "lists in which a domain stands for its subdomains too")
@@ -105,6 +107,7 @@ class Settings:
     # relay control
     smtpd_relay_restrictions: Names = _smtpd(("permit_mynetworks", "permit_sasl_authenticated", "reject_unauth_destination"), "list", "who may relay; must end in a refusal")
     smtpd_recipient_restrictions: Names = _smtpd((), "list", "further checks at RCPT")
+    smtpd_etrn_restrictions: Names = _smtpd((), "list", "who may ask with ETRN; empty: clients in mynetworks and users logged in")
     smtpd_reject_unlisted_recipient: bool = _smtpd(True, "bool", "refuse recipients that the recipient maps do not know")
     # authentication of clients
     smtpd_sasl_auth_enable: bool = _smtpd(False, "bool", "offer AUTH PLAIN and LOGIN")
@@ -234,6 +237,16 @@ class Health:
     networks: Names = ("127.0.0.0/8", "::1/128")  # clients that may ask
 
 
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The `[push]` table: whom the box tells how it is, where nobody can ask it. The URLs may hold secrets."""
+
+    heartbeat_url: str = ""  # asked every heartbeat_interval while the box has not failed; "" = none
+    heartbeat_interval: float = 300.0  # seconds
+    alarm_url: str = ""  # is posted the status JSON when the state changes; "" = none
+    ca_file: str = ""  # trusted roots, PEM; "" = the system's
+
+
 LINK_CLASSES = ("fibre", "lte", "satellite")
 ON_UP = ("flush",)
 
@@ -275,6 +288,7 @@ class Configuration:
     health: Health | None = None  # None: no status page
     given: Mapping[str, int] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
+    push: Push | None = None
 
     def transport(self, name: str) -> Settings:
         """The settings in force for a transport: the box's where it has none of its own."""

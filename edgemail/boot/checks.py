@@ -18,7 +18,7 @@ from edgemail.boot.expand import Mistake
 from edgemail.boot.values import domain, near, qualified
 from edgemail.errors import TableError
 from edgemail.relay.queue.urgent import MAX_RULES, parse_rule
-from edgemail.relay.receive.policy import RESTRICTIONS, check_restrictions
+from edgemail.relay.receive.policy import RESTRICTIONS, check_etrn_restrictions, check_restrictions
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.route import parse_row
 from edgemail.relay.wire.sasl import usable
@@ -26,7 +26,7 @@ from edgemail.settings import CLASSES, PARAMETERS, Settings
 
 Found = Iterator[tuple[str, Mistake]]
 
-DOMAIN_LISTS: Final = ("mydestination", "relay_domains")
+DOMAIN_LISTS: Final = ("mydestination", "relay_domains", "fast_flush_domains")
 NETWORK_LISTS: Final = ("mynetworks", "proxy_interfaces", "smtpd_client_event_limit_exceptions")
 MAPS: Final = tuple(name for name, parameter in PARAMETERS.items() if parameter.form == "maps")
 SECRET_MAPS: Final = ("smtp_sasl_password_maps",)
@@ -165,6 +165,8 @@ def _restrictions(settings: Settings) -> Found:
             unknown = next((word for word in words if word not in RESTRICTIONS), "")
             mistake = _told(sentence)
             yield name, Mistake(mistake.message, mistake.hint or near(unknown, RESTRICTIONS))
+    if sentence := check_etrn_restrictions(settings.smtpd_etrn_restrictions):
+        yield "smtpd_etrn_restrictions", _told(sentence)
 
 
 def _words_of_tls(settings: Settings) -> Found:

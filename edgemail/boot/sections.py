@@ -17,13 +17,14 @@ from edgemail.boot.absent import ABSENT
 from edgemail.boot.expand import DEFAULTS, FIELDS, Layer, Mistake, Scope, split
 from edgemail.boot.links import links
 from edgemail.boot.profiles import PROFILES
+from edgemail.boot.pushes import push
 from edgemail.boot.values import near, printable, read, shown
 from edgemail.errors import ConfigurationError, Problem
 from edgemail.settings import PARAMETERS, Configuration, Health, Listener, Settings
 
 MAX_LISTENERS: Final = 64  # limit: [[listener]] tables
 DEFAULT_PORT: Final = 25  # of the one listener of a file that names none
-TABLES: Final = ("listener", "transport", "link", "health")
+TABLES: Final = ("listener", "transport", "link", "health", "push")
 LISTENER_KEYS: Final = ("name", "address", "port", "profile")
 HEALTH_KEYS: Final = ("address", "port", "token_file", "networks")
 TRANSPORT_SUFFIXES: Final = {
@@ -73,13 +74,14 @@ class Reading:
         transports = self._transports(data.get("transport", {}), limits, layer, settings, files)
         health = self._health(data["health"], scope, files) if "health" in data else None
         uplinks = links(self, data.get("link", []), scope)
+        pushed = push(self, data["push"], self.base, files=files) if "push" in data else None
         self._known(scope, settings, transports, {link.name for link in uplinks})
         if files:
             self._found(scope, checks.of_files(settings), checks.of_queue_directory(settings))
         if self.problems or self.derived:
             unique = dict.fromkeys(self.problems or self.derived)
             raise ConfigurationError(self.path, tuple(sorted(unique, key=lambda problem: problem.line)))
-        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks)
+        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks, pushed)
 
     def _unknown(self, key: str, known: list[str], place: str = "") -> None:
         if not place and key in ABSENT:

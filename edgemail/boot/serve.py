@@ -24,6 +24,7 @@ from edgemail.boot.verbs import Desk
 from edgemail.clock import SystemClock
 from edgemail.envelope import Delivery, Envelope, Outcome
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy
+from edgemail.health.watchdog import notify
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
 from edgemail.relay.queue.uplink import Uplinks
@@ -93,6 +94,7 @@ class Relay:
         for name, host, port in self.server.addresses:
             logger.info("listening on %s port %d, listener=%s", host, port, name)
         logger.info("edgemail %s is ready, myhostname=%s", __version__, settings.myhostname)
+        notify("READY=1")
 
     def _compose(self) -> None:
         """Make the parts and hand each what it needs of the others."""
@@ -214,6 +216,7 @@ class Relay:
     async def stop(self) -> None:
         """Drain: no new sessions, those in flight finish or get 421, commits complete. 20 s at most."""
         logger.info("stopping")
+        notify("STOPPING=1")
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(self.server.drain(SESSION_SECONDS), self.scheduler.stop(DELIVERY_SECONDS))

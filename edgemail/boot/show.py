@@ -13,7 +13,7 @@ from typing import Any, Final
 from edgemail.boot.checks import SECRET_MAPS
 from edgemail.boot.expand import DEFAULTS, FIELDS, FILE_NAMES, Mistake
 from edgemail.boot.values import SECONDS, near
-from edgemail.settings import PARAMETERS, Configuration, Link, Listener, Settings
+from edgemail.settings import PARAMETERS, Configuration, Link, Listener, Push, Settings
 
 HIDDEN: Final = "********"
 
@@ -69,6 +69,8 @@ def as_json(configuration: Configuration, names: Sequence[str] = (), *, changed:
             document["link"] = [_link(link) for link in configuration.links]
         if configuration.health is not None:
             document["health"] = dataclasses.asdict(configuration.health)
+        if configuration.push is not None:
+            document["push"] = dict(_push(configuration.push))
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
@@ -164,6 +166,9 @@ def _tables(configuration: Configuration) -> Iterator[str]:
     if configuration.health is not None:
         yield "\n[health]"
         yield from (f"{key} = {_value(value)}" for key, value in dataclasses.asdict(configuration.health).items())
+    if configuration.push is not None:
+        yield "\n[push]"
+        yield from (f"{key} = {_value(value)}" for key, value in _push(configuration.push))
 
 
 def _link(link: Link) -> dict[str, Any]:
@@ -172,6 +177,16 @@ def _link(link: Link) -> dict[str, Any]:
     values = {name: getattr(link, name) for name in unset}
     chosen = {name: value for name, value in values.items() if value != unset[name] or name in ("name", "kind")}
     return {"class" if name == "kind" else name: value for name, value in chosen.items()}
+
+
+def _push(push: Push) -> Iterator[tuple[str, Any]]:
+    """The keys of [push]; of a URL, whose path is often a secret, the server alone."""
+    for key, value in dataclasses.asdict(push).items():
+        if key.endswith("_url") and value:
+            server, _, path = value.partition("://")[2].rpartition("@")[2].partition("/")
+            yield key, f"{value.partition('://')[0]}://{server}/{HIDDEN if path else ''}"
+        else:
+            yield key, value
 
 
 def _value(value: Any) -> str:

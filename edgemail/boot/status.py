@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,8 @@ from edgemail.health.guard import KEPT_INODES, Guards
 from edgemail.health.history import History
 from edgemail.health.http import HttpServer
 from edgemail.health.page import Sources, pages
+from edgemail.health.push import Pusher
+from edgemail.health.watchdog import Watchdog
 from edgemail.reply import Reply
 
 if TYPE_CHECKING:
@@ -72,8 +75,13 @@ class Status:
     async def start(self) -> None:
         """Measure from now on, and serve the endpoint where there is one. Raises OSError."""
         self.measure()
-        self._tasks = [asyncio.create_task(self._measuring(), name="measuring")]
         configuration = self._relay.configuration
+        self._tasks = [asyncio.create_task(self._measuring(), name="measuring")]
+        if os.environ.get("NOTIFY_SOCKET"):
+            self._tasks.append(asyncio.create_task(Watchdog(self.alive, self.sentence).run(), name="watchdog"))
+        if configuration.push is not None:
+            pusher = Pusher(configuration.push, self._relay.clock, configuration.settings.myhostname, self.board.status)
+            self._tasks.append(asyncio.create_task(pusher.run(), name="push"))
         if configuration.health is None:
             return  # and nobody asks for the probe's verdict
         self._tasks.append(asyncio.create_task(self.prober.run(), name="probing"))
@@ -179,7 +187,7 @@ class Status:
             "now": now,
             "version": __version__,
             "myhostname": self._relay.configuration.settings.myhostname,
-            "sentence": self._sentence(),
+            "sentence": self.sentence(),
             "queue": by_cause(queue, now),
             "shape": list(queue.ages),
             "shape_labels": list(queue.age_heads),
@@ -187,8 +195,12 @@ class Status:
             "recent": self.history.recent(),
         }
 
-    def _sentence(self) -> str:
+    def sentence(self) -> str:
+        """How the box is, in one sentence."""
+        message = str(self.board.status()["message"])
         depth = self.survey.queue.depth
+        if message:
+            return message
         if not depth:
             return "Mail is taken and delivered; nothing waits."
         return f"Mail is taken and delivered; {depth} message{'s wait' if depth > 1 else ' waits'} for the next try."

@@ -127,7 +127,11 @@ class HttpServer:
     async def start(self) -> None:
         """Bind and serve. Raises OSError."""
         self._server = await asyncio.start_server(
-            self._client, self.health.address, self.health.port, limit=MAX_HEAD, backlog=128
+            self._client,
+            None if self.health.address == "*" else self.health.address,
+            self.health.port,
+            limit=MAX_HEAD,
+            backlog=128,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -194,7 +198,7 @@ class HttpServer:
             raise Refused(431, f"the request's head is over {MAX_HEAD} bytes") from None
         request = parse_head(head[:-4])
         trusted = self._has_token(request)
-        self._admit(request, str(writer.get_extra_info("peername")[0]), trusted)
+        self._admit(request, *(str(writer.get_extra_info(end)[0]) for end in ("peername", "sockname")), trusted=trusted)
         if "transfer-encoding" in request.headers:
             raise Refused(501, "send Content-Length")
         length = request.headers.get("content-length", "0")
@@ -216,13 +220,16 @@ class HttpServer:
             return False
         return bool(token) and hmac.compare_digest(token.encode(), given.strip().encode())
 
-    def _admit(self, request: Request, peer: str, trusted: bool) -> None:
-        """Who may ask at all, and by which name (DNS rebinding: a page elsewhere that points a name at us)."""
+    def _admit(self, request: Request, peer: str, own: str, *, trusted: bool) -> None:
+        """Who may ask at all, and by which name (DNS rebinding: a page elsewhere that points a name at us).
+
+        `own` is the address that was connected to.
+        """
         host = request.headers.get("host")
         if host is None:
             raise Refused(400, "a Host field is missing")
         name, port = split_host(host)
-        if name not in self._own_names() or port != self.port:
+        if name not in self._own_names(own) or port != self.port:
             raise Refused(421, "this name is not served here")
         address = ipaddress.ip_address(peer.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
@@ -231,9 +238,9 @@ class HttpServer:
         if not trusted and not any(address in network for network in networks):
             raise Refused(401, "this client may ask only with the token of [health] token_file")
 
-    def _own_names(self) -> set[str]:
-        own = {"localhost", "127.0.0.1", "::1", self.health.address.lower()}
-        return own | {name.lower() for name in self.names}
+    def _own_names(self, own: str) -> set[str]:
+        addresses = {"localhost", "127.0.0.1", "::1", self.health.address.lower(), own.partition("%")[0]}
+        return addresses | {name.lower() for name in self.names}
 
     async def _answer(self, request: Request) -> Answer:
         page = self.pages.get(request.path)

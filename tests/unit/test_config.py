@@ -773,14 +773,15 @@ ODD = (
 
 
 @pytest.mark.parametrize("value", ODD)
-@pytest.mark.parametrize("place", ["top", "[[listener]]", "[transport.x]", "[health]", "tables"])
+@pytest.mark.parametrize("place", ["top", "[[listener]]", "[transport.x]", "[health]", "[push]", "tables"])
 def test_whatever_stands_there_is_read_or_refused(tmp_path: Path, place: str, value: str) -> None:
     names = {
         "top": [FILE_NAMES.get(name, name) for name in PARAMETERS],
         "[[listener]]": [*PARAMETERS, "name", "address", "port", "profile"],
         "[transport.x]": [*PARAMETERS],
         "[health]": ["address", "port", "token_file", "networks"],
-        "tables": ["listener", "transport", "health", "x_destination_recipient_limit"],
+        "[push]": ["heartbeat_url", "heartbeat_interval", "alarm_url", "ca_file"],
+        "tables": ["listener", "transport", "health", "push", "x_destination_recipient_limit"],
     }[place]
     heading = place if place.startswith("[") else ""
     body = "\n".join(f"{name} = {value}" for name in names)

@@ -162,14 +162,15 @@ class Dispatch:
             self._park(active, quiet if len(sites) == 1 and not self._pressing(envelope, quiet) else Flag.NONE)
 
     def goes_to(self, envelope: Envelope, site: str) -> bool:
-        """Whether something of a message goes to a site now: named with or without its transport, or by a next hop."""
+        """Whether something of a message goes to a site now: named with or without its transport, or by either half."""
         for recipient in envelope.recipients:
             try:
                 found = self._route(envelope, recipient)[0]
             except Exception:  # looked at, it would wait with that reason
                 log.debug("%s: no route for <%s>", envelope.queue_id, recipient.address, exc_info=True)
                 continue
-            names = {found.site.lower(), found.site.lower().partition(":")[2], *(hop.lower() for hop in found.hops)}
+            names = {found.site.lower(), found.site.lower().partition(":")[2], found.transport.lower()}
+            names.update(hop.lower() for hop in found.hops)
             if site in names:
                 return True
         return False
