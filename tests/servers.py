@@ -103,7 +103,8 @@ class _Conversation:
         self.mail, self.rcpt, self.chunks = "", [], b""  # type: tuple[str, list[str], bytes]
 
     async def say(self, verb: str, line: str, default: bytes) -> bytes:
-        await asyncio.sleep(self.server.delays.get(verb, 0.0))
+        if verb in self.server.delays:
+            await asyncio.sleep(self.server.delays[verb])
         data = self.server.answer(verb, line, default)
         await self.raw(data)
         return data
@@ -210,7 +211,8 @@ class _Conversation:
 
     async def take(self, verb: str, content: bytes) -> None:
         default = b"250 2.0.0 Ok: queued as 1\r\n" if self.rcpt else b"554 5.5.1 no valid recipients\r\n"
-        await asyncio.sleep(self.server.delays.get(verb, 0.0))
+        if verb in self.server.delays:
+            await asyncio.sleep(self.server.delays[verb])
         data = self.server.answer(verb, "", default)
         if data.startswith(b"250") or data in {DROP, RESET, STALL}:
             self.server.received.append(Received(self.mail, list(self.rcpt), content))
