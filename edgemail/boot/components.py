@@ -60,7 +60,7 @@ def spool(relay: Relay, survey: Survey) -> Conditions:
         message = f"The medium has not answered for {vitals.inside:.0f} s"
         return {"spool": Condition(State.FAILED, "medium-hangs", message, numbers)}
     if damaged:
-        message = f"{damaged} damaged messages were set aside; see edgemail queue damaged"
+        message = f"{damaged} damaged messages were set aside; edgemail queue list names them"
         return {"spool": Condition(State.DEGRADED, "damaged-mail", message, numbers)}
     return {"spool": Condition(numbers=numbers)}
 

@@ -102,7 +102,12 @@ class Relay:
         self.router = Router(configuration, own=own_addresses)
         self.resolver = Resolver(configuration, clock, own_addresses)
         self.courier = Courier(
-            self.store, clock, configuration, resolver=self.resolver, credentials=Credentials(configuration)
+            self.store,
+            clock,
+            configuration,
+            resolver=self.resolver,
+            credentials=Credentials(configuration),
+            notice=lambda cls, subject, text: self.scheduler.notice(cls, subject, text),
         )
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(

@@ -28,6 +28,11 @@ log = logging.getLogger("edgemail.smtp")
 HEADER_PEEK: Final = 65_536  # limit: octets of a header searched for raw UTF-8 before SMTPUTF8 is taken as needed
 
 Rewriter = Callable[[Iterable[bytes], Envelope, Settings], Iterator[bytes]]
+Notice = Callable[[str, str, str], None]  # class, subject, text: for the postmaster
+
+
+def no_notice(cls: str, subject: str, text: str) -> None:
+    """Nobody is told."""
 
 
 @dataclass(slots=True)
@@ -86,10 +91,11 @@ class Attempt:
 class Carrier:
     """Reads a message from the spool, rewrites it and sees it over a session."""
 
-    def __init__(self, spool: Spool, clock: Clock, rewriter: Rewriter) -> None:
+    def __init__(self, spool: Spool, clock: Clock, rewriter: Rewriter, notice: Notice) -> None:
         self._spool = spool
         self._clock = clock
         self._rewriter = rewriter
+        self._notice = notice
 
     async def carry(self, attempt: Attempt, session: Session, *, reused: bool) -> bool:
         """Try all pending targets in one transaction. Whether the session may be used again.
@@ -154,10 +160,11 @@ class Carrier:
         envelope = attempt.delivery.envelope
         cause = error.__cause__
         if isinstance(cause, SpoolDamaged):
-            log.error("%s: error: damaged message set aside: %s", envelope.queue_id, cause)
+            log.error("error: %s: damaged, set aside: %s", envelope.queue_id, cause.why)
+            self._notice("resource", "a damaged message was set aside", str(cause))
             await self._spool.quarantine(envelope.id, cause.why)
         elif not isinstance(cause, KeyError):  # a KeyError: it was removed from the queue meanwhile
-            log.error("%s: error: message cannot be read", envelope.queue_id, exc_info=cause)
+            log.error("error: %s: message cannot be read", envelope.queue_id, exc_info=cause)
         reply = Reply(451, "4.3.0", "message cannot be read from the spool")
         for index in list(attempt.pending):
             self._settle(attempt, index, Verdict(Kind.LOCAL, reply))

@@ -18,7 +18,7 @@ from edgemail.clock import Clock
 from edgemail.counters import Counter, Histogram
 from edgemail.envelope import Delivery, Disposal, Outcome, Target
 from edgemail.errors import Kind, TableError
-from edgemail.relay.send.carry import Attempt, Carrier, Rewriter
+from edgemail.relay.send.carry import Attempt, Carrier, Notice, Rewriter, no_notice
 from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
 from edgemail.relay.send.conversation import LISTENING, Watch
 from edgemail.relay.send.hop import parse_hop
@@ -85,12 +85,13 @@ class Courier:
         resolver: Resolver,
         credentials: Credentials,
         rewriter: Rewriter = rewrite,
+        notice: Notice = no_notice,
     ) -> None:
         self._clock = clock
         self._configuration = configuration
         self._resolver = resolver
         self._credentials = credentials
-        self._carrier = Carrier(spool, clock, rewriter)
+        self._carrier = Carrier(spool, clock, rewriter, notice)
         self._contexts = Contexts()
         self._pool: Pool[Session] = Pool()
         self._farewells: set[asyncio.Task[None]] = set()
