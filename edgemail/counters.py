@@ -1,6 +1,6 @@
 """Numbers about the running process, declared where they are counted and read by the health endpoint.
 
-Standard library only; one process, one thread (the event loop's), no locks. Label values are bounded: past
+Standard library only; one process, no locks: a metric is written by one thread alone, nearly always the loop's. Label values are bounded: past
 MAX_SERIES of one metric, further ones are counted together under "other".
 """
 
@@ -86,6 +86,6 @@ class Histogram(Metric):
         total = 0
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
             total += count
-            yield "_bucket", (f"{bound:g}" if bound != float("inf") else "+Inf",), float(total)
+            yield "_bucket", (repr(float(bound)) if bound != float("inf") else "+Inf",), float(total)
         yield "_count", (), float(total)
         yield "_sum", (), self.sum
