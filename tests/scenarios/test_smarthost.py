@@ -70,6 +70,7 @@ smtp_tls_CAfile = "{authority.file}"
         assert verbs(provider)[:5] == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL"]
         assert net.dns.asked("smtp.example.net", "MX") == 0
         log = found.log()
+    assert re.search(r"Verified TLS connection established to smtp\.example\.net\[.*: TLSv1\.3 with cipher \S+ \(", log)
     for secret in (SECRET, base64.b64encode(f"\0username\0{SECRET}".encode()).decode()):
         assert secret not in log
 
@@ -181,6 +182,7 @@ smtp_tls_security_level = "encrypt"
     with relay(tmp_path, settings) as found:
         tried(found, found.send(), "sent")
         assert verbs(server)[:3] == ["EHLO", "AUTH", "MAIL"]
+        assert "Untrusted TLS connection established to smtps.isp.example[" in found.log()
 
 
 def test_each_level_of_tls_against_servers_with_and_without(

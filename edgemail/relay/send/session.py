@@ -7,6 +7,7 @@ Owns time limits and the order of the set-up. Never chooses a server, never deci
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from base64 import b64decode
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from edgemail.relay.wire.client import Answer, Client, Phase
 from edgemail.relay.wire.transaction import Transaction
 from edgemail.reply import Reply
 from edgemail.settings import Settings
+
+log = logging.getLogger("edgemail.smtp")
 
 WRITE_SIZE: Final = 32_768  # limit: octets of content gathered before they are written; a small message is one write
 AUTH_LINE: Final = 512  # octets of a command line, RFC 5321 4.5.3.1.4: a longer initial response waits for its 334
@@ -204,6 +207,20 @@ class Session:
         if names and not matches(self.tls.getpeercert() or {}, names):
             raise self._tls_failed(f"Server certificate not verified: it is not for {' or '.join(names)}")
         self._verified = settings.smtp_tls_security_level in JUDGING
+        self._tell(self.tls)
+
+    def _tell(self, connection: ssl.SSLObject) -> None:
+        """One line about TLS for each connection, in Postfix's words. "Untrusted" is what nobody has looked at."""
+        name, _, bits = connection.cipher() or ("unknown", "", 0)
+        log.info(
+            "%s TLS connection established to %s: %s with cipher %s (%d/%d bits)",
+            "Verified" if self._verified else "Untrusted",
+            self.peer.relay,
+            connection.version(),
+            name,
+            bits,
+            bits,
+        )
 
     def _tls_failed(self, text: str) -> SetupFailed:
         optional = self.settings.smtp_tls_security_level not in MANDATORY and not self.settings.smtp_tls_wrappermode
