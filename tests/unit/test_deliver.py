@@ -451,7 +451,8 @@ def test_a_chunk_refused_in_the_middle() -> None:
                 outcome = one(await box.send(content=content))
                 assert (outcome.kind, outcome.reply.status) == (TEMPORARY, "4.3.1")
                 assert one(await box.send()).delivered
-                assert "RSET" in server.lines
+                # On a busy machine all chunks may be on their way before the refusal is heard.
+                assert "RSET" in server.lines or any(line.endswith(" LAST") for line in server.lines[:-3])
                 assert server.connections == 1
 
     run(scenario)
