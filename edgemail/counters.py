@@ -1,7 +1,7 @@
 """Numbers about the running process, declared where they are counted and read by the health endpoint.
 
-Standard library only; one process, no locks: a metric is written by one thread alone, nearly always the loop's. Label values are bounded: past
-MAX_SERIES of one metric, further ones are counted together under "other".
+Standard library only; one process, no locks: a metric is written by one thread alone, nearly always the loop's. Label
+values are bounded: past MAX_SERIES of one metric, further ones are counted together under "other".
 """
 
 from __future__ import annotations
