@@ -135,6 +135,7 @@ class Relay:
             notice=self.scheduler.notice,
             peername=self.resolver.peername,
             crowded=self.status.guards.session_refusal,
+            flush=self.flush_node,
         )
         self.desk = Desk(
             self.store,
@@ -152,6 +153,14 @@ class Relay:
         """A message is durable: the queue and the history hear of it."""
         self.status.history.accepted(envelope)
         self.scheduler.accepted(envelope)
+
+    async def flush_node(self, node: str) -> int | None:
+        """What ETRN asks for: a domain, "@" and a domain, or "#" and a transport that is on demand."""
+        if not node.startswith("#"):
+            return await self.scheduler.flush(domain=node.lower())
+        if node[1:] not in self.configuration.settings.defer_transports:
+            return None
+        return await self.scheduler.flush(site=node[1:])
 
     def _links_changed(self, opened: tuple[Link, ...]) -> None:
         """Some link is in another state; `opened` have become usable."""

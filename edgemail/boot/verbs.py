@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from edgemail import __version__
@@ -24,6 +25,7 @@ from edgemail.errors import ConfigurationError, EdgemailError, SpoolDamaged, Spo
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Spool
+from edgemail.tables import DomainList
 
 log = logging.getLogger("edgemail.control")
 
@@ -187,6 +189,7 @@ class Desk:
         """Try now: everything, some messages, or those for one domain or site."""
         domain, site = _text(request, "domain"), _text(request, "site")
         if domain:
+            self._eligible(domain)
             count = await self.queue.flush(domain=domain.lower())
         elif site:
             count = await self.queue.flush(site=site)
@@ -196,6 +199,19 @@ class Desk:
             count = await self.queue.flush()
         log.info("flush from userid=%d: %s, %d messages", channel.peer.uid, domain or site or "queue", count)
         return {"count": count}
+
+    def _eligible(self, domain: str) -> None:
+        """Only the mail of fast_flush_domains can be asked for by domain. Raises Refused."""
+        configuration = self.configuration()
+        settings = configuration.settings
+        parents = "fast_flush_domains" in settings.parent_domain_matches_subdomains
+        try:
+            if domain in DomainList(settings.fast_flush_domains, parents, Path(configuration.path).parent):
+                return
+        except TableError as error:
+            raise Refused(f"fast_flush_domains: {error}", EX_CONFIG) from error
+        # Postfix's words
+        raise Refused(f'Flush service is not configured for destination "{domain}"', EX_UNAVAILABLE)
 
     async def hold(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
         """No more attempts until it is released."""

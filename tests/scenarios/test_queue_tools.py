@@ -161,7 +161,8 @@ def test_delete_by_recipient_with_json(waiting: Relay) -> None:
 def test_flush_of_one_site(tmp_path: Path) -> None:
     with sink() as smarthost:
         smarthost.stop()
-        with relay(tmp_path, PATIENT + f'relayhost = "[127.0.0.1]:{smarthost.port}"\n') as found:
+        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nfast_flush_domains = ["one.example", "two.example"]\n'
+        with relay(tmp_path, PATIENT + settings) as found:
             found.send(recipients="bob@one.example")
             found.send(recipients="bob@two.example")
             found.wait_deferred(2)

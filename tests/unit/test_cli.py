@@ -23,7 +23,7 @@ Text = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    with running(tmp_path) as found:
+    with running(tmp_path, 'fast_flush_domains = ["example.org"]\n') as found:
         monkeypatch.setenv("EDGEMAIL_CONFIG", str(found.path))
         yield found
 
@@ -286,6 +286,17 @@ def test_postqueue_flushes(relay: Running, capsys: Text) -> None:
     everything, domain, one = (None, None, None), (None, "example.org", None), ([kept.id], None, None)
     assert relay.queue.flushed == [everything, domain, one] * 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_postqueue_asks_for_fast_flush_domains_alone(relay: Running, capsys: Text) -> None:
+    for program, arguments in ((names.postqueue, ["-s", "example.net"]), (names.sendmail, ["-qRexample.net"])):
+        assert program(arguments) == 69
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.endswith(': fatal: Flush service is not configured for destination "example.net"\n')
+    assert relay.queue.flushed == []
+    assert names.postqueue(["-s", "sub.example.org"]) == 0
+    assert relay.queue.flushed == [(None, "sub.example.org", None)]
 
 
 @pytest.mark.parametrize(

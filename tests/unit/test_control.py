@@ -27,7 +27,7 @@ from tests.desk import Running, running
 
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Running]:
-    with running(tmp_path) as found:
+    with running(tmp_path, 'fast_flush_domains = ["example.org"]\n') as found:
         yield found
 
 

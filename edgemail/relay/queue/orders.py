@@ -58,7 +58,7 @@ class Orders:
         """Try now, the dead-site list notwithstanding: everything that waits, or some. How many messages that are.
 
         `domain` is that of a recipient; "@example.com" stands for its subdomains too. `site` is a site's name, with or
-        without its transport, or a next hop.
+        without its transport, a transport, or a next hop.
         """
         self._dispatch.flushes += 1
         found: Iterable[int]

@@ -11,7 +11,7 @@ from typing import Final
 
 from edgemail.counters import Counter
 from edgemail.envelope import Disposal, Envelope, Origin, Recipient
-from edgemail.errors import SpoolError, TableError
+from edgemail.errors import EdgemailError, SpoolError, TableError
 from edgemail.relay.receive.arrival import Arrival
 from edgemail.relay.receive.auth import Exchange, Login
 from edgemail.relay.receive.limits import Visit
@@ -28,6 +28,7 @@ from edgemail.relay.wire.events import (
     Begin,
     Command,
     End,
+    Etrn,
     Hello,
     Mail,
     Noop,
@@ -163,6 +164,8 @@ class Clerk:
             return replies.AUTH_ABORTED if event.data is None else await self._login(event.data)
         if isinstance(event, Vrfy):
             return replies.verified(event.argument)
+        if isinstance(event, Etrn):
+            return await self._etrn(event)
         if isinstance(event, Noop | Bad):
             return event.reply
         return replies.BYE if isinstance(event, Quit) else replies.NOT_IMPLEMENTED
@@ -274,6 +277,24 @@ class Clerk:
             EXCEPTIONS.add()
             self.service.log.exception("%s: accepted", envelope.queue_id)
 
+    # ---- what waits for a site
+
+    async def _etrn(self, event: Etrn) -> Reply:
+        """RFC 1985: the mail of a site that is not always there, for it is there now."""
+        node, flush = event.argument, self.reception.flush
+        refusal = self.service.policy.etrn_refusal(self.client, node) or self.visit.at_etrn(node)
+        if refusal is not None or flush is None:
+            return refusal or replies.ETRN_UNABLE
+        try:
+            count = await flush(node)
+        except EdgemailError as error:
+            self.service.log.warning("warning: %s: ETRN %s: %s", self.label, node, error)
+            return replies.ETRN_UNABLE
+        if count is None:
+            return replies.ETRN_UNABLE
+        self.service.log.info("etrn from %s: %s, %d messages", self.label, node, count)
+        return replies.ETRN_STARTED
+
     # ---- login
 
     async def _login(self, data: bytes | None) -> Reply:
@@ -311,12 +332,12 @@ class Clerk:
         """Postfix's line for a refused envelope or message, and what class of error it was."""
         if isinstance(event, Bad | AuthResponse) and reply.permanent:
             self.blame.add("protocol")
-        elif isinstance(event, Mail | Rcpt):
+        elif isinstance(event, Mail | Rcpt | Etrn):
             self.blame.add("policy")
         elif isinstance(event, End) and reply.permanent:
             self.blame.add("protocol" if event.fault is replies.BAD_LINE_ENDS else "policy")
         verb = verb_of(event)
-        if not isinstance(event, Mail | Rcpt | Begin | End):
+        if not isinstance(event, Mail | Rcpt | Begin | End | Etrn):
             return
         sender = event.sender if isinstance(event, Mail) else self._mail.sender if self._mail else ""
         to = f" to=<{event.recipient}>" if isinstance(event, Rcpt) else ""

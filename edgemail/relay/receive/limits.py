@@ -15,6 +15,7 @@ from edgemail.relay.wire import replies
 from edgemail.reply import Reply
 from edgemail.settings import Settings
 
+MAX_ASKED: Final = 1000  # limit: domains of which it is remembered how often ETRN asked for them
 MAX_CLIENTS: Final = 2000  # limit: clients whose rates are remembered at once, about 400 bytes each
 IPV6_PREFIX: Final = 84  # bits of an IPv6 address that make a client, Postfix's smtpd_client_ipv6_prefix_length
 
@@ -43,6 +44,7 @@ class Anvil:
         self.sessions = 0  # of all clients
         self._monotonic = monotonic
         self._tallies: OrderedDict[Key, Tally] = OrderedDict()  # the client heard of longest ago first
+        self._asked: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by ETRN; the one asked for longest ago first
 
     def __len__(self) -> int:
         return len(self._tallies)
@@ -68,6 +70,17 @@ class Anvil:
                 tally.since = now
                 tally.connections = tally.messages = tally.recipients = 0
         return tally
+
+    def asked(self, node: str) -> int:
+        """Count that ETRN asks for a domain; how often somebody did in this unit, this time included."""
+        now = self._monotonic()
+        since, count = self._asked.pop(node, (now, 0))
+        if now - since >= self.unit:
+            since, count = now, 0
+        self._asked[node] = since, count + 1
+        while len(self._asked) > MAX_ASKED:
+            self._asked.popitem(last=False)
+        return count + 1
 
     def left(self, key: Key) -> None:
         """A session of this client is over."""
@@ -143,6 +156,11 @@ class Visit:
         if not self._exempt and 0 < self._settings.smtpd_client_recipient_rate_limit < tally.recipients:
             return replies.too_many_recipients_from(client)
         return None
+
+    def at_etrn(self, node: str) -> Reply | None:
+        """Count that a domain is asked for; the refusal, if any. Nobody is an exception: it spares the queue."""
+        count = self._anvil.asked(node.lower())
+        return replies.ETRN_UNABLE if 0 < self._settings.fast_flush_rate_limit < count else None
 
 
 def client_of(address: str) -> str:

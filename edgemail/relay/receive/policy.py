@@ -37,6 +37,19 @@ RESTRICTIONS: Final = (
 REFUSALS: Final = frozenset({"reject_unauth_destination", "defer_unauth_destination", "reject"})
 
 
+ETRN_RESTRICTIONS: Final = ("permit_mynetworks", "permit_sasl_authenticated", "permit", "reject")
+
+
+def check_etrn_restrictions(names: Collection[str]) -> str | None:
+    """What is wrong with smtpd_etrn_restrictions, one sentence with its hint; None when it is in order."""
+    for name in names:
+        if name not in ETRN_RESTRICTIONS:
+            return f"'{name}' is not one of the restrictions {', '.join(ETRN_RESTRICTIONS)}"
+    if names and list(names)[-1] not in ("permit", "reject"):
+        return "does not say what becomes of everybody else; put reject at its end"
+    return None
+
+
 def check_restrictions(names: Collection[str], *, relaying: bool = True) -> str | None:
     """What is wrong with a restriction list, one sentence with its hint; None when it is in order.
 
@@ -108,6 +121,9 @@ class Policy:
         self._relayed = DomainList(settings.relay_domains, "relay_domains" in parents, base, monotonic=monotonic)
         self._local_recipients = Tables.open(settings.local_recipient_maps, base, monotonic=monotonic)
         self._relay_recipients = Tables.open(settings.relay_recipient_maps, base, monotonic=monotonic)
+        self._flushed = DomainList(
+            settings.fast_flush_domains, "fast_flush_domains" in parents, base, monotonic=monotonic
+        )
         self._relaying = relaying(settings)
         self._notices = settings.double_bounce_sender.partition("@")[0].lower()
 
@@ -118,6 +134,26 @@ class Policy:
     def exempt(self, address: str) -> bool:
         """Whether the limits on clients pass this one over."""
         return address in self._exempt
+
+    def etrn_refusal(self, client: Client, node: str) -> Reply | None:
+        """The refusal of ETRN, or None. `node` as it was asked for: a domain, "@" and a domain, "#" and a queue."""
+        for name in self._settings.smtpd_etrn_restrictions or ("permit_mynetworks", "permit_sasl_authenticated"):
+            if (
+                name == "permit"
+                or (name == "permit_mynetworks" and client.address in self._networks)
+                or (name == "permit_sasl_authenticated" and client.user)
+            ):
+                break
+            if name == "reject":
+                return replies.etrn_denied(node)
+        else:
+            return replies.etrn_denied(node)
+        domain = node.removeprefix("@")
+        # who asks for all below a domain asks for names that nobody has written down
+        below = node.startswith("@") and f"any.{domain}" not in self._flushed
+        if not node.startswith("#") and (below or domain not in self._flushed):
+            return replies.etrn_not_eligible(node)
+        return None
 
     def refusal(self, client: Client, recipient: Address) -> Reply | None:
         """The refusal of a recipient, or None. The sender has no part in it: anybody can say any."""

@@ -27,6 +27,9 @@ class Reception:
     peername: Callable[[str], Awaitable[str]]  # a client's host name, "unknown" when it has none
     crowded: Callable[[str, int, int], Reply | None] = lambda host, held, total: None
     # the guards, asked at a connection: our name, sessions of this client before it, sessions of all
+    flush: Callable[[str], Awaitable[int | None]] | None = None
+    # ETRN: try what waits for a domain, "@" and a domain for those below it too, or "#" and a queue; how many messages
+    # that are, None where there is no such queue
 
     @classmethod
     def alone(cls, spool: Intakes, clock: Clock, configuration: Configuration) -> Reception:

@@ -36,7 +36,7 @@ class Log(LoggerAdapter):
 class Service:
     """One listener, ready to serve."""
 
-    __slots__ = ("listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
+    __slots__ = ("etrn", "listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
 
     def __init__(self, listener: Listener, policy: Policy, passwords: Passwords | None, tls: ServerTls | None) -> None:
         self.listener = listener
@@ -44,6 +44,7 @@ class Service:
         self.policy = policy
         self.passwords = passwords
         self.tls = tls
+        self.etrn = bool(listener.settings.fast_flush_domains)
         self.mechanisms = MECHANISMS if passwords is not None else ()
         self.notify = frozenset(listener.settings.notify_classes) & TRANSCRIPT_CLASSES
         self.log = Log(logging.getLogger("edgemail.smtpd"), {"syslog_name": listener.settings.syslog_name})

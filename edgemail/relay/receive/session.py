@@ -60,7 +60,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         super().__init__(None, hostname=settings.myhostname, loop=asyncio.get_running_loop())
         for table in (self._smtp_methods, self._auth_methods, self._handle_hooks):
             table.clear()  # the stock verbs; and they would tie the session into a cycle
-        self.dialog = Dialog(settings, mechanisms=service.mechanisms)
+        self.dialog = Dialog(settings, mechanisms=service.mechanisms, etrn=service.etrn and reception.flush is not None)
         self.clerk = Clerk(reception, service, visit, self.dialog, Client(address))
         self._settings = settings
         self._ended = ended

@@ -347,7 +347,7 @@ class Dialog:
             return replies.TLS_ACTIVE
         if verb == "AUTH" and self.user:
             return replies.ALREADY_AUTHENTICATED
-        if verb == "ETRN" and not self._etrn:
+        if verb == "ETRN" and not self._offer.etrn:
             return replies.NOT_IMPLEMENTED
         return TRANSITIONS[verb][self._state]
 

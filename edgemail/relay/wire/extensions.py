@@ -13,7 +13,7 @@ ALWAYS: Final = frozenset({"PIPELINING", "SIZE", "ENHANCEDSTATUSCODES", "8BITMIM
 class Extensions:
     """What `settings` offer to a client with or without TLS. A keyword that is discarded is not served either."""
 
-    __slots__ = ("_keywords", "auth", "auth_needs_tls", "chunking", "dsn", "mechanisms", "smtputf8", "starttls")
+    __slots__ = ("_keywords", "auth", "auth_needs_tls", "chunking", "dsn", "etrn", "mechanisms", "smtputf8", "starttls")
 
     def __init__(self, settings: Settings, *, tls: bool, mechanisms: Sequence[str], etrn: bool) -> None:
         discarded = {word.upper() for word in settings.smtpd_discard_ehlo_keywords}
@@ -36,6 +36,7 @@ class Extensions:
         self.starttls = "STARTTLS" in offered
         self.smtputf8 = "SMTPUTF8" in offered
         self.dsn = "DSN" in offered
+        self.etrn = "ETRN" in offered
         self.chunking = "CHUNKING" in offered
         names = " ".join(self.mechanisms)
         lines = {

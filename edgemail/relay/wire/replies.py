@@ -102,7 +102,13 @@ UNKNOWN_LOCAL: Final = "Recipient address rejected: User unknown in local recipi
 UNKNOWN_RELAY: Final = "Recipient address rejected: User unknown in relay recipient table"
 
 
+def etrn_denied(domain: str) -> Reply:
+    """smtpd_etrn_restrictions."""
+    return Reply(554, "", f"<{domain}>: Etrn command rejected: Access denied")
+
+
 def etrn_not_eligible(domain: str) -> Reply:
+    """Not in fast_flush_domains."""
     return Reply(459, "", f"<{domain}>: service unavailable")
 
 
