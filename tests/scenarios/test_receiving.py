@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dns import FakeDns, Fault
 from tests.scenarios.client import Client, id_in
 from tests.scenarios.relay import MESSAGE, Relay, relay
 from tests.scenarios.sink import Sink, after_trace, sink
@@ -131,6 +132,29 @@ def test_one_header_names_no_recipient_among_several(front: Front) -> None:
     (one,) = front.smarthost.wait_for(1)
     assert recipients(one) == ["bob@example.org", "carol@example.org"]
     assert b"\tfor <" not in one.content and after_trace(one.content) == MESSAGE
+
+
+def test_names_of_clients(front: Front) -> None:
+    """One whose name leads back to it has it in the log and in the trace; one that claims a name has none."""
+    zones = {
+        "3.0.0.127.in-addr.arpa": {"PTR": ["printer.example.com."]},
+        "printer.example.com": {"A": ["127.0.0.3"]},
+        "4.0.0.127.in-addr.arpa": {"PTR": ["printer.example.com."]},
+        "5.0.0.127.in-addr.arpa": {"PTR": ["slow.example.com."]},
+    }
+    with FakeDns(zones) as dns:
+        dns.fail("5.0.0.127.in-addr.arpa", Fault.SERVFAIL)
+        server = front.set(f'smtpd_peername_lookup = true\ndns_nameservers = ["{dns.address}"]\n')
+        names = {"127.0.0.3": "printer.example.com", "127.0.0.4": "unknown", "127.0.0.5": "unknown"}
+        for address, name in names.items():
+            with Client(server.port, source=address) as client:
+                client.say("EHLO claimed.example.com")
+                queue_id = client.message(b"Subject: %s\r\n\r\n" % address.encode())
+            assert f"connect from {name}[{address}]\n" in server.log()
+            assert f"{queue_id}: client={name}[{address}]\n" in server.log()
+    for one in front.smarthost.wait_for(3):
+        found = re.match(r"Received: from claimed\.example\.com \((\S+) \[(\S+)\]\)", one.content.decode())
+        assert found and names[found[2]] == found[1]
 
 
 def test_the_null_sender(front: Front) -> None:
