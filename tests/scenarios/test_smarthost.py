@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.dns import Fault
+from tests.peers.ports import free_port
 from tests.scenarios.internet import HASTY, Internet, gone, table, tried
-from tests.scenarios.relay import Relay, relay
+from tests.scenarios.relay import LISTENER, Relay, relay
 from tests.scenarios.sink import Sink
 from tests.servers import PLAIN, RESET, STALL, Authority
 
@@ -93,6 +96,92 @@ def test_smarthosts_are_tried_in_order(tmp_path: Path, net: Internet) -> None:
         first.start()
         second.stop()
         assert " relay=first.isp.example[" in tried(found, found.send(), "sent")
+
+
+def test_recipients_of_many_domains_go_to_the_smarthost_together(tmp_path: Path, net: Internet) -> None:
+    host = net.host("together.isp.example")
+    with relay(tmp_path, f'{net.settings}{HASTY}relayhost = "[together.isp.example]"\n') as found:
+        gone(found, found.send(recipients=[f"bob@{number}.example" for number in range(7)]))
+        (one,) = host.received
+        assert len(one.rcpt) == 7
+
+
+def test_one_connection_carries_what_comes_together_and_ends_with_quit(tmp_path: Path, net: Internet) -> None:
+    host = net.host("kept.isp.example")
+    settings = f"""\
+{net.settings}{HASTY}
+relayhost = "[kept.isp.example]"
+smtp_connection_cache_time_limit = "1h"
+"""
+    with relay(tmp_path, settings) as found:
+        for _ in range(5):
+            gone(found, found.send())
+        assert host.server.connections == 1
+        assert found.stop() == 0
+        assert verbs(host)[-1] == "QUIT"
+
+
+def test_an_address_that_works_is_found_behind_one_that_does_not(tmp_path: Path, net: Internet) -> None:
+    with Internet() as other:
+        host = other.host("two.isp.example", host="::1" if has_ipv6() else "127.0.0.2", port=0)
+        addresses = {"AAAA": ["::1"]} if has_ipv6() else {}
+        net.dns.set("two.isp.example", {"A": ["127.255.255.255", "127.0.0.2"], **addresses})
+        settings = f'{net.settings}{HASTY}relayhost = "[two.isp.example]:{host.port}"\n'
+        with relay(tmp_path, settings) as found:
+            tried(found, found.send(), "sent")
+            assert "status=deferred" not in found.log()
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+# loops
+
+
+def test_a_box_that_is_its_own_smarthost_keeps_the_mail_and_says_so(tmp_path: Path) -> None:
+    port = free_port()
+    listener = LISTENER.replace("port = 0", f"port = {port}")
+    settings = f'{HASTY}{SHORT_LIFE}relayhost = "[127.0.0.1]:{port}"\n'
+    with relay(tmp_path, settings, listener) as found:
+        queue_id = found.send()
+        line = tried(found, queue_id, "deferred", count=3)
+        assert line.endswith("(mail for example.org loops back to myself)")
+        found.wait_for(r"route paused, .* loops back to myself")
+        assert "status=bounced" not in found.log()
+        assert sorted(one["sender"] for one in found.queue()) == ["alice@example.com", "double-bounce@gw.example.com"]
+
+
+def test_two_boxes_that_are_each_others_smarthost_end_the_loop(tmp_path: Path) -> None:
+    """The hop limit ends it; the bounce goes the same way and is dropped there. Nothing is left, nothing multiplies."""
+    ports = {"one": free_port(), "two": free_port()}
+    with contextlib.ExitStack() as stack:
+        boxes = []
+        for name, other in (("one", "two"), ("two", "one")):
+            (tmp_path / name).mkdir()
+            settings = f"""\
+{HASTY}
+myhostname = "{name}.example.com"
+relayhost = "[127.0.0.1]:{ports[other]}"
+hopcount_limit = 8
+"""
+            listener = LISTENER.replace("port = 0", f"port = {ports[name]}")
+            boxes.append(stack.enter_context(relay(tmp_path / name, settings, listener)))
+        boxes[0].send()
+
+        def dropped() -> int:
+            return sum(box.log().count("undeliverable, and has no sender to return to") for box in boxes)
+
+        boxes[0].wait_until(lambda: dropped() == 1, "end of the loop")
+        for box in boxes:
+            box.wait_empty()
+        log = boxes[0].log() + boxes[1].log()
+        assert log.count("status=bounced") == 2
+        assert "too many hops" in log
+        assert log.count(" status=sent ") <= 16
 
 
 # logins
