@@ -92,6 +92,7 @@ class Settings:
     smtpd_legacy_line_ends: bool = _smtpd(False, "bool", "take bare CR and LF from old devices and make them CRLF")
     smtpd_recipient_limit: int = _smtpd(1000, "int", "recipients of one message", low=1)
     smtpd_timeout: float = _smtpd(300.0, "duration", "for a command, or for any progress inside a message", low=1)
+    smtpd_min_data_rate: int = _smtpd(500, "int", "bytes of content per second that a client must send, smtpd_timeout apart; 0 = any")
     smtpd_starttls_timeout: float = _smtpd(60.0, "duration", "for a TLS handshake", low=1)
     smtpd_error_sleep_time: float = _smtpd(1.0, "duration", "wait before an error is answered, past the soft limit")
     smtpd_soft_error_limit: int = _smtpd(10, "int", "errors that are answered at once")

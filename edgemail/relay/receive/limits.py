@@ -17,7 +17,11 @@ from edgemail.settings import Settings
 
 MAX_ASKED: Final = 1000  # limit: domains of which it is remembered how often ETRN asked for them
 MAX_CLIENTS: Final = 2000  # limit: clients whose rates are remembered at once, about 400 bytes each
+RESERVED: Final = 8  # limit: sessions above default_process_limit, for clients that have no other
+CEILING: Final = 0.75  # limit: share of default_process_limit that one client may hold, were it exempt from all else
 IPV6_PREFIX: Final = 84  # bits of an IPv6 address that make a client, Postfix's smtpd_client_ipv6_prefix_length
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::"})  # as clients are counted: ::1 in its network
 
 Key = tuple[str, str]
 
@@ -130,11 +134,13 @@ class Visit:
     def at_connect(self, client: str) -> Reply | None:
         """The refusal of the session, if any. `client` is "name[address]"; the texts are Postfix's."""
         host, settings = self._settings.myhostname, self._settings
-        if self._anvil.sessions > self._anvil.most:
+        tally = self._anvil.tally(self._key)
+        if self._anvil.sessions > self._anvil.most + (RESERVED if tally.sessions == 1 else 0):
             return replies.too_busy(host)
+        if tally.sessions > max(1, CEILING * self._anvil.most) and self._key[1] not in LOOPBACK:
+            return replies.too_many_connections(host, client)
         if self._exempt:
             return None
-        tally = self._anvil.tally(self._key)
         if 0 < settings.smtpd_client_connection_count_limit < tally.sessions:
             return replies.too_many_connections(host, client)
         if 0 < settings.smtpd_client_connection_rate_limit < tally.connections:

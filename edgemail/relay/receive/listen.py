@@ -32,6 +32,8 @@ BACKLOG: Final = 1024  # limit: connections that wait in the kernel to be accept
 EXHAUSTED_SECONDS: Final = 1.0  # pause after accept(2) found no descriptor or memory; asyncio's own number
 COMPLAINT_SECONDS: Final = 60.0  # limit: one line of log in this time about refused connections
 PORT_TRIES: Final = 10  # limit: tries to find a port that is free for IPv4 and IPv6 both
+STALLED_SECONDS: Final = 5.0  # limit: without a whole command or much content, when others are kept out
+RELIEF_SECONDS: Final = 1.0  # between two looks at who keeps others out
 CANCEL_SECONDS: Final = 2.0  # limit: from the last 421 of a drain until sessions that did not take it are cancelled
 SD_LISTEN_FDS_START: Final = 3  # sd_listen_fds(3)
 
@@ -64,6 +66,7 @@ class Server:
         self._anvil: Anvil
         self._worker = ThreadPoolExecutor(1, "edgemail-scrypt")  # makes its thread at the first login
         self._complained = float("-inf")
+        self._relief: asyncio.TimerHandle | None = None
         self._unsaid = 0  # refused connections that no line of the log was about
 
     def bind(self, inherited: Sequence[tuple[str, socket.socket]] | None = None) -> None:
@@ -144,6 +147,8 @@ class Server:
             task.cancel()
         await asyncio.gather(*accepting, return_exceptions=True)  # before the descriptor can be somebody else's
         self._close_doors()
+        if self._relief is not None:
+            self._relief.cancel()
         for session in tuple(self._sessions):
             session.retire()
         await self._ended(seconds)
@@ -202,6 +207,7 @@ class Server:
         address = str(parsed) if parsed is not None else host
         service = self._services[place_of(door.listener)]
         CONNECTIONS.add(service.name)
+        self._relieve()
         visit = self._anvil.visit(service.name, address, service.settings, exempt=service.policy.exempt(address))
         refusal = visit.at_connect(f"unknown[{address}]") or self._reception.crowded(
             service.settings.myhostname, visit.others, self._anvil.sessions - 1
@@ -226,6 +232,23 @@ class Server:
             for session in sessions:
                 self._gone(session)
             raise
+
+    def _relieve(self) -> None:
+        """With default_process_limit sessions open, end those whose clients have long said nothing whole.
+
+        Somebody who sends a byte a minute must not keep out those who have mail. Looked at again while it is so.
+        """
+        if self._anvil.sessions < self._anvil.most or self._relief is not None:
+            return
+        over = len(self._sessions) - self._anvil.most + 1
+        stalled = sorted((each for each in self._sessions if each.stalled > STALLED_SECONDS), key=lambda s: -s.stalled)
+        for session in stalled[:over]:
+            session.give_up()
+        self._relief = asyncio.get_running_loop().call_later(RELIEF_SECONDS, self._relieve_again)
+
+    def _relieve_again(self) -> None:
+        self._relief = None
+        self._relieve()
 
     def _gone(self, session: Session) -> None:
         self._sessions.discard(session)

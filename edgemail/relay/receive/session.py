@@ -35,6 +35,7 @@ WRITE_BUFFER: Final = 16 * 1024  # limit: bytes of replies that wait for a clien
 PEERNAME_SECONDS: Final = 2.0  # limit: for the lookup of a client's name
 CLOSE_SECONDS: Final = 5.0  # limit: for a client to take our last words, TLS's included
 LINGER_SECONDS: Final = 2.0  # limit: for a client that still sends to stop, so that it can read why we hung up
+HEARD: Final = 4096  # limit: octets of content from which on a client counts as busy
 LINGER_BYTES: Final = 1024 * 1024  # limit: octets read and dropped meanwhile
 
 T = TypeVar("T")
@@ -70,6 +71,9 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         self._said: Counter[str] = Counter()  # commands, for the last line of the log
         self._last = "CONNECT"
         self._transcript = Transcript() if service.notify else None
+        self._heard_at = self.loop.time()  # when the client last said something whole
+        self._waited = 0.0  # seconds that we have waited for what the client is sending now
+        self._came = 0  # octets of it
 
     # ---- the connection, as asyncio tells it
 
@@ -98,6 +102,16 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         if now:
             self._over.set()
         if self._waiting is not None and (now or not self._busy) and not self._waiting.expired():
+            self._waiting.reschedule(self.loop.time())
+
+    @property
+    def stalled(self) -> float:
+        """Seconds since the client last said something whole; 0.0 while it waits for us."""
+        return self.loop.time() - self._heard_at if self._waiting is not None else 0.0
+
+    def give_up(self) -> None:
+        """The client's time is up, as if smtpd_timeout had passed: somebody else needs the room."""
+        if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self.loop.time())
 
     @property
@@ -180,6 +194,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
 
     async def _answer(self, event: Command | End) -> None:
         dialog, settings = self.dialog, self._settings
+        self._heard_at = self.loop.time()
         self._last = verb_of(event)
         if not isinstance(event, End):
             self._said[self._last] += 1
@@ -214,8 +229,28 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         """The next bytes, b"" at the end of input. Raises _Dismissed when the client's or the server's time is up."""
         if self._retiring and (self._over.is_set() or not self._busy):
             raise _Dismissed(replies.shutting_down(self._settings.myhostname))
-        data: bytes = await self._within(self._settings.smtpd_timeout, self._reader.read(RECEIVE_SIZE))
+        began = self.loop.time()
+        data: bytes = await self._within(self._left(), self._reader.read(RECEIVE_SIZE))
+        self._waited += self.loop.time() - began
+        self._came += len(data)
         return data
+
+    def _left(self) -> float:
+        """Seconds for the next bytes to come: a command line has smtpd_timeout, content a rate that it must keep.
+
+        What counts is the time in which we waited for the client, not that in which it waited for us.
+        """
+        settings, dialog = self._settings, self.dialog
+        if not dialog.in_content:
+            if not dialog.unread:
+                self._waited, self._came = 0.0, 0
+            return max(0.0, settings.smtpd_timeout - self._waited)
+        if not settings.smtpd_min_data_rate:
+            return settings.smtpd_timeout
+        if self._came >= HEARD:
+            self._heard_at = self.loop.time()
+        earned = settings.smtpd_timeout + self._came / settings.smtpd_min_data_rate
+        return max(0.0, min(settings.smtpd_timeout, earned - self._waited))
 
     async def _flush(self) -> None:
         """Write what the dialog has to say; wait while the client does not take it."""
