@@ -153,6 +153,21 @@ def split(
             active.parts.append(Part(found, tuple(targets[start : start + limit])))
 
 
+def goes_to(route: Router, envelope: Envelope, site: str) -> bool:
+    """Whether something of a message goes to a site now: named with or without its transport, or by either half."""
+    for recipient in envelope.recipients:
+        try:
+            found = route(envelope, recipient)[0]
+        except Exception:  # looked at, it would wait with that reason
+            log.debug("%s: no route for <%s>", envelope.queue_id, recipient.address, exc_info=True)
+            continue
+        names = {found.site.lower(), found.site.lower().partition(":")[2], found.transport.lower()}
+        names.update(hop.lower() for hop in found.hops)
+        if site in names:
+            return True
+    return False
+
+
 def quiet_flag(envelope: Envelope) -> Flag:
     """Whose doing it is that a message waits, by what its envelope says; NONE where that cannot be told."""
     if any(not recipient.reason for recipient in envelope.recipients):

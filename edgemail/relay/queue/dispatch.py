@@ -15,7 +15,7 @@ from edgemail.clock import Clock
 from edgemail.counters import Counter
 from edgemail.envelope import Delivery, Envelope, Outcome, queue_id
 from edgemail.errors import Kind, SpoolDamaged, SpoolError
-from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, quiet_flag, side_flag, split
+from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, goes_to, quiet_flag, side_flag, split
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
@@ -23,6 +23,7 @@ from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.settle import Settlement, Settling, log_decided, reason
 from edgemail.relay.queue.sites import OWN_SIDE, Gate, Site, Sites
 from edgemail.relay.queue.slots import Slot, Slots
+from edgemail.relay.queue.urgent import beginning
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Spool
@@ -128,15 +129,31 @@ class Dispatch:
             self._waiting.drop(id)
             self.spawn(self._set_aside(error))
             return
+        except Exception as error:  # a spool that is being opened anew, above all
+            log.warning("warning: %s: not read, it waits: %r", queue_id(id), error)
+            self._waiting.move(id, Stand.LATER, flags, due=self._soon())
+            return
         if envelope is None or envelope.hold or id in self.active:
             self._waiting.drop(id)
             return
         self.consider(envelope, flags & ~(Flag.QUIET | Flag.KEPT))
 
     def consider(self, envelope: Envelope, flags: int) -> None:
-        """Begin what can begin; let the rest wait where it has to."""
+        """Begin what can begin; let the rest wait where it has to. Whatever goes wrong, the message stays known."""
+        try:
+            self._consider(envelope, flags)
+        except Exception:
+            EXCEPTIONS.add()
+            log.exception("%s: error: unexpected trouble; the message waits", envelope.queue_id)
+            active = self.active.get(envelope.id)
+            if active is None:
+                self._waiting.add(envelope.id, domains(envelope), due=self._soon(), flags=flags)
+            else:
+                self.hold_back(active)
+
+    def _consider(self, envelope: Envelope, flags: int) -> None:
         self._waiting.drop(envelope.id)
-        if self._keep.urgent(envelope, lambda: self._header(envelope.id)):
+        if self._keep.urgent(envelope, lambda: beginning(self._spool, envelope.id)):
             flags |= Flag.URGENT
         active = Active(envelope, flags)
         split(
@@ -162,18 +179,8 @@ class Dispatch:
             self._park(active, quiet if len(sites) == 1 and not self._pressing(envelope, quiet) else Flag.NONE)
 
     def goes_to(self, envelope: Envelope, site: str) -> bool:
-        """Whether something of a message goes to a site now: named with or without its transport, or by either half."""
-        for recipient in envelope.recipients:
-            try:
-                found = self._route(envelope, recipient)[0]
-            except Exception:  # looked at, it would wait with that reason
-                log.debug("%s: no route for <%s>", envelope.queue_id, recipient.address, exc_info=True)
-                continue
-            names = {found.site.lower(), found.site.lower().partition(":")[2], found.transport.lower()}
-            names.update(hop.lower() for hop in found.hops)
-            if site in names:
-                return True
-        return False
+        """See `active.goes_to`."""
+        return goes_to(self._route, envelope, site)
 
     def _header(self, mail: int) -> bytes:
         """The beginning of a message, b"" where it cannot be read: a delivery will say what is wrong."""
@@ -206,6 +213,10 @@ class Dispatch:
                 parts.append(part)
         active.parts = parts
         return sites, sides
+
+    def _soon(self) -> float:
+        """When to look again at what could not be looked at."""
+        return self._clock.monotonic() + self._configuration.settings.minimal_backoff_time
 
     def _look_again_after(self) -> float:
         """Seconds until kept mail is looked at though nothing has happened: its time may have run out."""
@@ -245,13 +256,9 @@ class Dispatch:
     def _begin_some(self, active: Active) -> None:
         """Begin what can begin. What waits for a site at work stays in hand; for the rest there is a next round."""
         self._take(active)
-        log.info(
-            "%s: from=<%s>, size=%d, nrcpt=%d (queue active)",
-            active.envelope.queue_id,
-            active.envelope.sender,
-            active.envelope.size,
-            len(active.envelope.recipients),
-        )
+        mail = active.envelope
+        sizes = mail.size, len(mail.recipients)
+        log.info("%s: from=<%s>, size=%d, nrcpt=%d (queue active)", mail.queue_id, mail.sender, *sizes)
         parts, active.parts = active.parts, []
         left = []
         for part in parts:
@@ -398,9 +405,7 @@ class Dispatch:
         except Exception:
             EXCEPTIONS.add()
             log.exception("%s: error: unexpected trouble; the message waits", active.envelope.queue_id)
-            await self._ledger.deliveries(active)
-            wait = self._configuration.settings.minimal_backoff_time
-            result = Settlement(active.current(), wait, again=False)
+            result = await self._ledger.salvage(active, self._configuration.settings.minimal_backoff_time)
         finally:
             del self.active[active.id]
             self._recipients -= len(active.envelope.recipients)

@@ -75,6 +75,14 @@ class Ledger:
             await self._set_aside(active, error)
         return None if active.removed else result
 
+    async def salvage(self, active: Active, wait: float) -> Settlement:
+        """A round that cannot be settled as it should: keep what is delivered; the rest waits so many seconds."""
+        try:
+            await self.deliveries(active)
+        except Exception:
+            log.exception("%s: error: what was delivered of it is not kept", active.envelope.queue_id)
+        return Settlement(active.current(), wait, again=False)
+
     async def hold(self, active: Active) -> None:
         """Make the hold, or its end, of a message in hand durable. Raises SpoolError."""
         async with active.lock:
@@ -130,6 +138,11 @@ class Ledger:
                 self._accepted(await self._bounces.report(dsn.RELAYED, active.envelope, relayed, change))
             except (SpoolFull, SpoolDamaged, KeyError) as error:  # that it went out has to be kept all the same
                 log.warning("warning: %s: no report of success: %s", active.envelope.queue_id, error)
+                await self._spool.apply(change, lazy=True)
+            except SpoolError:
+                raise
+            except Exception:  # nor does a mistake of ours send it twice
+                log.exception("%s: error: no report of success", active.envelope.queue_id)
                 await self._spool.apply(change, lazy=True)
         else:
             await self._spool.apply(change, lazy=True)

@@ -79,28 +79,36 @@ class Orders:
 
     async def hold(self, ids: Collection[int], reason: str) -> list[int]:
         """No further attempt until they are released; one that is under way is finished."""
-        acted, found = [], []
-        for mail in ids:
+        in_hand, out = self._parted(ids)
+        acted = set(await self._hold([each for mail in out if (each := self._envelope(mail)) is not None], reason))
+        for mail in in_hand:
             active = self._dispatch.active.get(mail)
-            if active is None:
+            if active is None:  # its round has ended meanwhile
                 envelope = self._envelope(mail)
-                if envelope is not None and not envelope.hold:
-                    found.append(envelope)
+                acted.update(await self._hold([envelope] if envelope is not None else [], reason))
             elif active.hold is None and not active.removed:
                 active.hold = reason
                 try:
                     await self._ledger.hold(active)
                 except BaseException:
                     active.hold = None
+                    if mail not in self._dispatch.active and active.current().recipients:
+                        self._put_back(active.current())  # its round ended in between: it was thought on hold
                     raise
                 if active.current().recipients and not active.removed:
-                    acted.append(mail)
+                    acted.add(mail)
                 self._dispatch.hold_back(active)
+        return [mail for mail in ids if mail in acted]
+
+    async def _hold(self, envelopes: list[Envelope], reason: str) -> list[int]:
+        """Hold what waits. Between reading an envelope and taking it out of the index nothing may happen."""
         held = [
-            replace(each, hold=True, hold_reason=reason, waited=used(each, self._timeline)) for each in found
+            replace(each, hold=True, hold_reason=reason, waited=used(each, self._timeline))
+            for each in envelopes
+            if not each.hold
         ]  # its clock stands still from now on
-        await self._apply(found, Change(update=tuple(held)))
-        return acted + [each.id for each in held]
+        await self._apply(held, Change(update=tuple(held)))
+        return [each.id for each in held]
 
     async def release(self, ids: Collection[int]) -> list[int]:
         """Try those again that are on hold, as soon as there is time."""
@@ -134,15 +142,22 @@ class Orders:
 
     async def remove(self, ids: Collection[int]) -> list[int]:
         """Delete them, without a word to anybody. One that is under way is delivered or not, and gone."""
-        acted, found, damaged = [], [], []
-        for mail in ids:
+        in_hand, out = self._parted(ids)
+        acted = set(await self._remove(out))
+        for mail in in_hand:
             active = self._dispatch.active.get(mail)
-            if active is not None:
-                if await self._ledger.remove(active):
-                    self._dispatch.hold_back(active)
-                    self._waiting.drop(mail)
-                    acted.append(mail)
-                continue
+            if active is None:  # its round has ended meanwhile
+                acted.update(await self._remove([mail]))
+            elif await self._ledger.remove(active):
+                self._dispatch.hold_back(active)
+                self._waiting.drop(mail)
+                acted.add(mail)
+        return [mail for mail in ids if mail in acted]
+
+    async def _remove(self, ids: list[int]) -> list[int]:
+        """Remove what waits, and what cannot be read. As in `_hold`, nothing may happen between."""
+        found, damaged = [], []
+        for mail in ids:
             try:
                 envelope = self._spool.envelope(mail)
             except SpoolDamaged:
@@ -152,7 +167,12 @@ class Orders:
                 found.append(envelope)
         gone = [*(each.id for each in found), *damaged]
         await self._apply(found, Change(remove=tuple(gone)))
-        return acted + gone
+        return gone
+
+    def _parted(self, ids: Collection[int]) -> tuple[list[int], list[int]]:
+        """Those of which something is under way, and the others."""
+        in_hand = [mail for mail in ids if mail in self._dispatch.active]
+        return in_hand, [mail for mail in ids if mail not in self._dispatch.active]
 
     async def requeue(self, ids: Collection[int]) -> list[tuple[int, int]]:
         """Take each in again under a new id, its route and its time worked out anew; those in hand are left alone."""
@@ -161,15 +181,15 @@ class Orders:
             envelope = None if mail in self._dispatch.active else self._envelope(mail)
             if envelope is not None:
                 # What has begun is finished, even when nobody waits for the answer any more.
-                task = asyncio.get_running_loop().create_task(self._requeue(envelope))
+                known = self._waiting.drop(mail)  # at once: before the task runs it might be looked at
+                task = asyncio.get_running_loop().create_task(self._requeue(envelope, known))
                 self._dispatch.keep_task(task)
                 fresh = await asyncio.shield(task)
                 if fresh is not None:
                     pairs.append((mail, fresh.id))
         return pairs
 
-    async def _requeue(self, envelope: Envelope) -> Envelope | None:
-        known = self._waiting.drop(envelope.id)
+    async def _requeue(self, envelope: Envelope, known: bool) -> Envelope | None:
         try:
             fresh = await requeue(self._spool, self._clock, self._settings(), envelope)
         except (SpoolDamaged, KeyError) as error:
