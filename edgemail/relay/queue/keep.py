@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgemail.envelope import Envelope, Outcome
 from edgemail.errors import Kind
@@ -73,20 +74,28 @@ class Keep:
             sent = any(each.delivered or (each.transfer_delay > 0 and not each.remote) for each in outcomes)
             self._links.end(uplink, size if sent else 0)
 
-    def shown(self, site: SiteStatus) -> SiteStatus:
-        """A destination as the status shows it: what keeps its mail goes before what it did when it was last tried."""
-        found = self._links.shutters(site.transport) if self._links is not None else ()
-        if found:
-            down = any(one.state is State.DOWN for one in found)
-            reason = self.shut(site.transport)
-            since = max(one.since for one in found)
-            state = "paused" if down else "closed"
-            return replace(
-                site, state=state, reason=reason, status="4.4.1", kind=Kind.LINK, since=since, next_probe=0.0
-            )
+    def shown(self, sites: tuple[SiteStatus, ...]) -> tuple[SiteStatus, ...]:
+        """Destinations as the status shows them: what keeps their mail goes before what they did when last tried."""
+        words = {transport: self._words(transport) for transport in {site.transport for site in sites}}
+        if not any(words.values()) and not self._configuration.settings.defer_transports:
+            return sites
+        return tuple(self._shown(site, words[site.transport]) for site in sites)
+
+    def _shown(self, site: SiteStatus, words: dict[str, Any]) -> SiteStatus:
+        if words:
+            return replace(site, status="4.4.1", kind=Kind.LINK, next_probe=0.0, **words)
         if site.state in ("new", "up") and self.on_demand(site.transport):
             return replace(site, state="on-demand")
         return site
+
+    def _words(self, transport: str) -> dict[str, Any]:
+        """State, reason and since of a transport without a usable link; nothing for the others."""
+        found = self._links.shutters(transport) if self._links is not None else ()
+        if not found:
+            return {}
+        down = any(one.state is State.DOWN for one in found)
+        since = max(one.since for one in found)
+        return {"state": "paused" if down else "closed", "reason": self.shut(transport), "since": since}
 
     def busy(self, transport: str) -> bool:
         """Whether the links of a transport have all the connections they may."""

@@ -308,7 +308,7 @@ class Scheduler:
 
     def sites(self) -> tuple[SiteStatus, ...]:
         """Every destination as it stands, least recently used first."""
-        return tuple(self._keep.shown(one) for one in self._all_sites.snapshot())
+        return self._keep.shown(self._all_sites.snapshot())
 
     # ---- what a person does
 

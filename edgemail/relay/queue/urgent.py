@@ -1,4 +1,4 @@
-"""Which mail goes first where not everything can go at once: alarms before scans. Pure; a callable gives the header."""
+"""Which mail goes first where not everything can go at once: alarms before scans. A callable gives the header."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from edgemail.envelope import Address, Envelope
+from edgemail.errors import SpoolDamaged
+from edgemail.spool.verbs import Spool
 
 FORMS: Final = ("sender", "recipient", "listener", "header")
 MAX_RULES: Final = 100  # limit: entries of `urgent`
@@ -25,6 +27,14 @@ def parse_rule(text: str) -> tuple[str, str]:
     if form in ("sender", "recipient") and "@" not in wanted:
         raise ValueError(f"'{text}': expected an address, or @ and a domain")
     return form, wanted.lower()
+
+
+def beginning(spool: Spool, mail: int) -> bytes:
+    """The first piece of a message, b"" where it cannot be read: a delivery will say what is wrong."""
+    try:
+        return next(spool.body(mail), b"")
+    except (SpoolDamaged, KeyError):
+        return b""
 
 
 class Urgent:
