@@ -6,7 +6,7 @@ from typing import Any
 
 from edgemail.clock import ManualClock
 from edgemail.relay.receive import limits
-from edgemail.relay.receive.limits import Anvil, Visit, client_of
+from edgemail.relay.receive.limits import RESERVED, Anvil, Visit, client_of
 from tests.receiving import HOST, settings
 
 
@@ -62,7 +62,7 @@ def test_messages_and_recipients_in_a_unit() -> None:
 
 def test_zero_is_no_limit() -> None:
     desk = Desk(smtpd_client_connection_count_limit=0)
-    visits = [desk.visit() for _ in range(90)]
+    visits = [desk.visit() for _ in range(75)]
     assert all(desk.said(visit) == "" for visit in visits)
     assert all(visits[0].at_mail("x") is None and visits[0].at_recipient("x") is None for _ in range(1000))
 
@@ -75,14 +75,31 @@ def test_exceptions() -> None:
 
 
 def test_all_sessions_together() -> None:
-    desk = Desk(most=2)
-    visits = []
-    for number, expected in enumerate(("", "", f"421 4.3.2 {HOST} Error: all server ports are busy")):
-        visits.append(desk.visit(f"192.0.2.{number}", exempt=True))
-        assert desk.said(visits[-1]) == expected
-    visits[2].leave()
-    visits[0].leave()
-    assert desk.said(desk.visit("192.0.2.9")) == ""
+    desk = Desk(most=20)
+    first = [desk.visit(f"192.0.2.{number}", exempt=True) for number in range(20)]
+    assert all(desk.said(visit) == "" for visit in first)
+    assert desk.said(desk.visit("192.0.2.0")) == f"421 4.3.2 {HOST} Error: all server ports are busy"
+
+
+def test_some_room_is_kept_for_clients_that_have_none() -> None:
+    desk = Desk(most=20)
+    others = [desk.visit(f"192.0.2.{number % 10}") for number in range(20)]
+    late = []
+    for number in range(RESERVED + 1):
+        late.append(desk.visit(f"198.51.100.{number}"))
+        assert (desk.said(late[-1]) == "") is (number < RESERVED)
+    assert desk.said(desk.visit("192.0.2.1")) != ""
+    for visit in (*others[:3], late[-1]):
+        visit.leave()
+    assert desk.said(desk.visit("198.51.100.200")) == ""
+
+
+def test_nobody_holds_them_all_but_this_box_itself() -> None:
+    desk = Desk(most=20, smtpd_client_connection_count_limit=0)
+    assert [desk.said(desk.visit(exempt=True)) == "" for _ in range(16)] == [True] * 15 + [False]
+    for own in ("127.0.0.1", "::1"):
+        desk = Desk(most=20)
+        assert [desk.said(desk.visit(own, exempt=True)) for _ in range(20)] == [""] * 20
 
 
 def test_each_listener_counts_for_itself() -> None:
