@@ -65,6 +65,8 @@ class Gauges:
         ROUTES.values.clear()
         for site in self._relay.scheduler.sites():
             ROUTES.set(float(site.state in ("new", "up", "on-demand")), site.name)
+        LINKS.values.clear()
+        CARRIED.values.clear()
         for link in self._relay.links.snapshot():
             LINKS.set(float(link.state.value == "up"), link.name)
             CARRIED.set(float(link.day_bytes), link.name, "day")

@@ -316,6 +316,26 @@ def test_a_link_that_works_at_the_start_has_not_come_up(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_without_a_descriptor_to_ask_with_what_was_known_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        links, watch = watched(Link("a", route="127.0.0.1"), tmp_path)
+        watch.start()
+        assert links.shut("smtp") == ""
+
+        def none_left(address: str) -> str | None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(uplink, "source_towards", none_left)
+        watch.look()
+        assert links.shut("smtp") == ""
+        assert "Too many open files" in caplog.text
+        await watch.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_probe_connects(tmp_path: Path) -> None:
     async def scenario() -> None:
         seen: list[str] = []

@@ -119,6 +119,11 @@ class Links:
             uplink.works, uplink.why = works, why
             self.review()
 
+    def known(self, name: str) -> tuple[bool, str]:
+        """What `observe` said last."""
+        uplink = self._uplinks[name]
+        return uplink.works, uplink.why
+
     def review(self) -> None:
         """Look again at hours and budgets; tell of what has become usable."""
         opened = []

@@ -210,7 +210,10 @@ def _dump(kind: int) -> Iterator[tuple[int, bytes]]:
 
 
 def source_towards(address: str) -> str | None:
-    """Our address on the way to `address`, None where the kernel has no route to it. Sends nothing."""
+    """Our address on the way to `address`, None where the kernel has no route to it. Sends nothing.
+
+    Raises OSError where there is no descriptor to ask with.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
         try:

@@ -137,7 +137,11 @@ class Uplinks:
                 return False, f"no address on {link.interface}"
             addresses = interface.addresses
         if link.route:
-            source = source_towards(link.route)
+            try:
+                source = source_towards(link.route)
+            except OSError as error:  # no descriptor to ask with: what was known stands
+                log.warning("warning: link %s: not looked at: %s", link.name, error)
+                return self._links.known(link.name)
             if source is None:
                 return False, f"no route to {link.route}"
             if addresses and source not in addresses:
