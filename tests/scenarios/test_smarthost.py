@@ -383,9 +383,10 @@ def troubled(tmp_path_factory: pytest.TempPathFactory, net: Internet) -> Iterato
     for what, trouble in TROUBLES.items():
         trouble.spoil(net, hosts[what])
     rows = {f"{slug(what)}.example": f"smtp:[{slug(what)}.isp.example]" for what in TROUBLES}
-    logins = {name_of(host): f"kyle:{SECRET}" for host in hosts.values()}
+    logins = {name_of(host): f"kyle:{SECRET}" for host in hosts.values() if host.server.users}
     settings = f"""\
 {net.settings}{HASTY}{SHORT_LIFE}
+lifetime_counts = "wall"
 {passwords(directory, **logins)}
 transport_maps = [{table(rows)}]
 smtp_helo_timeout = "1s"
