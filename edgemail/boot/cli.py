@@ -82,6 +82,16 @@ def parser() -> argparse.ArgumentParser:
     routes = commands.add_parser("routes", help="where mail goes, whether it can now, and the links")
     routes.add_argument("--json", action="store_true", help="as JSON; times are seconds since 1970")
     routes.set_defaults(run=_routes)
+    etrn = commands.add_parser(
+        "etrn",
+        help="ask a provider for the mail that it keeps for us (ETRN)",
+        description="Ask a provider to send, over connections of its own, the mail that waits there for our domains.",
+        epilog="exit codes: 0 started, 69 refused, 75 not now",
+    )
+    etrn.add_argument("host", metavar="HOST[:PORT]", help="the provider; port 25 unless it is named")
+    etrn.add_argument("domains", nargs="+", metavar="DOMAIN", help="@DOMAIN: with all below it; #NAME: a queue of its")
+    etrn.add_argument("--json", action="store_true", help="JSON lines, for programs")
+    etrn.set_defaults(run=_etrn)
     passwd = commands.add_parser("passwd", help="set or delete a user's password for AUTH")
     passwd.add_argument("--delete", action="store_true", help="take the user away")
     passwd.add_argument("user", metavar="USER")
@@ -214,6 +224,12 @@ def _routes(arguments: argparse.Namespace) -> int:
 
     sys.stdout.write(show(arguments.config, as_json=arguments.json))
     return EX_OK
+
+
+def _etrn(arguments: argparse.Namespace) -> int:
+    from edgemail.boot.asking import etrn
+
+    return etrn(arguments.config, arguments.host, arguments.domains, as_json=arguments.json)
 
 
 def _passwd(arguments: argparse.Namespace) -> int:

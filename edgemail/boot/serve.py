@@ -17,6 +17,7 @@ from typing import Final
 
 from edgemail import __version__
 from edgemail.boot import certs, config, log, privileges
+from edgemail.boot.calls import Calls
 from edgemail.boot.control import SOCKET_NAME, ControlServer
 from edgemail.boot.routes import survey
 from edgemail.boot.status import Status
@@ -30,6 +31,7 @@ from edgemail.relay.queue.schedule import Scheduler
 from edgemail.relay.queue.uplink import Uplinks
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.reception import Reception
+from edgemail.relay.send.call import Caller
 from edgemail.relay.send.credentials import Credentials
 from edgemail.relay.send.deliver import Courier
 from edgemail.relay.send.resolve import Resolver
@@ -84,7 +86,7 @@ class Relay:
             self.uplinks.start()
             undo.push_async_callback(self.uplinks.close)
             self._running = asyncio.create_task(self.scheduler.run())
-            self.control = ControlServer(directory / SOCKET_NAME, self.desk.verbs())
+            self.control = ControlServer(directory / SOCKET_NAME, {**self.desk.verbs(), **self.calls.verbs()})
             await self.control.start()
             undo.push_async_callback(self.control.close)
             await self.status.start()
@@ -101,14 +103,17 @@ class Relay:
         configuration, clock = self.configuration, self.clock
         self.router = Router(configuration, own=own_addresses)
         self.resolver = Resolver(configuration, clock, own_addresses)
+        credentials = Credentials(configuration)
         self.courier = Courier(
             self.store,
             clock,
             configuration,
             resolver=self.resolver,
-            credentials=Credentials(configuration),
+            credentials=credentials,
             notice=lambda cls, subject, text: self.scheduler.notice(cls, subject, text),
         )
+        self.caller = Caller(clock, configuration, self.resolver, credentials)
+        self.calls = Calls(self.caller)
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(
             self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up
@@ -195,6 +200,7 @@ class Relay:
         self.router.reload(fresh)
         self.resolver.reload(fresh)
         self.courier.reload(fresh)
+        self.caller.reload(fresh)
         self.links.reload(fresh)
         self.uplinks.reload(fresh)
         self.scheduler.reload(fresh)

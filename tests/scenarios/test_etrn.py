@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +145,52 @@ def test_strangers_may_not_ask_and_a_flood_is_refused(tmp_path: Path, site: Sink
             assert client.say("ETRN example.com") == "250 2.0.0 Ok"
         hub.wait_deferred(1)
         assert arrived(site) == ["bob@example.com"]
+
+
+# ---- asking a provider
+
+
+@pytest.mark.parametrize("level", ["none", "may"])
+def test_a_branch_asks_its_hub(tmp_path: Path, site: Sink, level: str) -> None:
+    """`edgemail etrn` from one relay to another, whose mail then comes over a connection of its own."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "branch").mkdir()
+    with (
+        relay(tmp_path / "hub", SETTINGS.format(port=site.port, dead=site.port)) as hub,
+        relay(
+            tmp_path / "branch", f'myhostname = "branch.example.com"\nsmtp_tls_security_level = "{level}"\n'
+        ) as branch,
+    ):
+        hub.send(recipients="bob@example.com")
+        hub.wait_deferred(1)
+        done = branch.run("edgemail", "etrn", f"127.0.0.1:{hub.port}", "example.com")
+        assert (done.stdout, done.stderr) == ("example.com: 250 Queuing started\n", "")
+        site.wait_for(1)
+        hub.wait_for(r"disconnect from \S+ .*etrn=1 quit=1" if level == "none" else "starttls=1 .*etrn=1 quit=1")
+        done = branch.run("edgemail", "etrn", f"127.0.0.1:{hub.port}", "@example.com", "b.tld", "--json", check=False)
+        assert done.returncode == 69
+        assert [json.loads(line) for line in done.stdout.splitlines()] == [
+            {"node": "@example.com", "code": 250, "reply": "250 Queuing started"},
+            {"node": "b.tld", "code": 459, "reply": "459 <b.tld>: service unavailable"},
+        ]
+        done = branch.run("edgemail", "etrn", f"127.0.0.1:{hub.port}", "#nothing", check=False)
+        assert (done.returncode, done.stdout) == (75, "#nothing: 458 Unable to queue messages\n")
+
+
+def test_a_provider_that_cannot_be_asked(tmp_path: Path) -> None:
+    answers = {"EHLO": b"250 plain.example\r\n"}
+    with sink(answers=answers) as plain, relay(tmp_path) as branch:
+        for arguments, code, words in (
+            (("127.0.0.1:1", "example.com"), 75, "connect to 127.0.0.1[127.0.0.1]:1: Connect"),
+            ((f"127.0.0.1:{plain.port}", "example.com"), 69, "does not offer ETRN"),
+            (("127.0.0.1:x y", "example.com"), 64, "is no next hop"),
+            (("127.0.0.1", "-x"), 64, "'-x' is not a domain"),
+            (("[::1", "example.com"), 64, "is no next hop"),
+        ):
+            done = branch.run("edgemail", "etrn", *arguments[:1], "--", *arguments[1:], check=False)
+            assert (done.returncode, done.stdout) == (code, ""), done.stderr
+            assert words in done.stderr
+        branch.stop()
+        done = branch.run("edgemail", "etrn", "127.0.0.1", "example.com", check=False)
+        assert done.returncode == 75
+        assert "the relay is not running" in done.stderr

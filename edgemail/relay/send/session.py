@@ -110,6 +110,8 @@ class Session:
             Phase.HELLO: settings.smtp_helo_timeout,
             Phase.STARTTLS: settings.smtp_starttls_timeout,
             Phase.AUTH: settings.smtp_helo_timeout,
+            Phase.ETRN: settings.smtp_mail_timeout,
+            Phase.ATRN: settings.smtp_mail_timeout,
             Phase.RSET: settings.smtp_rset_timeout,
             Phase.MAIL: settings.smtp_mail_timeout,
             Phase.RCPT: settings.smtp_rcpt_timeout,
@@ -325,6 +327,11 @@ class Session:
                     await self._line.wait()
             except TimeoutError:
                 raise self._timed_out(Phase.CONTENT) from None
+
+    async def ask(self, command: str, phase: Phase) -> Reply:
+        """One command that is not about a message, and its reply. Raises Broken."""
+        self.client.say(command, phase)
+        return await self._answer()
 
     async def quit(self) -> None:
         """End in good order: QUIT, its reply, close. Never raises; never takes longer than smtp_quit_timeout allows."""

@@ -34,6 +34,8 @@ class Phase(Enum):
     HELLO = ("performing the EHLO handshake", "EHLO command")
     STARTTLS = ("performing the STARTTLS handshake", "STARTTLS command")
     AUTH = ("performing the AUTH handshake", "AUTH command")
+    ETRN = ("sending ETRN", "ETRN command")
+    ATRN = ("sending ATRN", "ATRN command")
     RSET = ("sending RSET", "RSET command")
     MAIL = ("sending MAIL FROM", "MAIL FROM command")
     RCPT = ("sending RCPT TO", "RCPT TO command")
