@@ -4,7 +4,7 @@ Owns buffering, checksum and back-pressure. A message of one chunk or less is ke
 longer one full chunks go to the back end as they fill, and are removed again if it is never committed.
 
 Memory: what has been written and is not in the spool yet, all messages together, is POOL_BYTES at most (and what one
-read of each session brings on top). Where the bound is reached and nothing is on its way to the disk, the fullest
+read of each session brings on top), and SMALL_ROOM for small ones, which big ones must not keep waiting. Where the bound is reached and nothing is on its way to the disk, the fullest
 buffers are sent there early, in chunks that still fill their pages: a sender that fell silent cannot stop the others.
 """
 
@@ -28,6 +28,8 @@ from edgemail.spool.verbs import Change
 log = logging.getLogger("edgemail.cleanup")
 
 POOL_BYTES: Final = 8 << 20  # limit: bytes of all messages that were received and are not in the spool yet
+SMALL_BYTES: Final = 65_536  # limit: of a message that may use SMALL_ROOM
+SMALL_ROOM: Final = 2 << 20  # limit: bytes kept for small messages when big ones have taken POOL_BYTES
 MESSAGE_CHUNKS: Final = 4  # limit: chunks of one message on their way to the disk before its session waits
 LEAST_PAGES: Final = 1  # a chunk sent early is at least this many pages
 
@@ -183,6 +185,8 @@ class SpoolIntake:
         while self._error is None:
             if not self._pool.within:
                 self._pool.relieve()
+                if self._size <= SMALL_BYTES and self._pool.held + self._pool.flying <= self._pool.bound + SMALL_ROOM:
+                    return
             if self._flying <= MESSAGE_CHUNKS * self._pool.chunk and (self._pool.within or not self._pool.flying):
                 return
             await self._pool.change()

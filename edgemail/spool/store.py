@@ -235,11 +235,14 @@ class Store:
     def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
         fields = layout.fields_of(envelope)
         edit = Edit.of(also, self._clock.wall())
+        # A message in one piece has nothing before it in the line, and should not wait for the pieces of big ones.
+        head_of_line = tail.first == 1 and not (also.update or also.remove)
         cost = sum(self._pages(len(chunk)) for chunk in tail.chunks) + self._pages(len(fields)) + self._cost_of(edit)
         return self._writer.submit(
             lambda transaction: records.finish(transaction, tail, fields, edit),
             cost=cost,
             need=Need.REWRITE if also.remove else Need.ROOM,
+            first=head_of_line,
         )
 
     def drop(self, id: int) -> asyncio.Future[None]:

@@ -113,9 +113,18 @@ class Writer:
         self._thread.start()
 
     def submit(
-        self, steps: Callable[[Transaction], T], *, cost: int = 0, need: Need = Need.NOTHING, lazy: bool = False
+        self,
+        steps: Callable[[Transaction], T],
+        *,
+        cost: int = 0,
+        need: Need = Need.NOTHING,
+        lazy: bool = False,
+        first: bool = False,
     ) -> asyncio.Future[T]:
-        """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier."""
+        """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier.
+
+        `first`: before all that waits; for a job that no other one prepares.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         now = time.monotonic()
@@ -124,7 +133,10 @@ class Writer:
             if self._stopping:
                 future.set_exception(SpoolError("the spool is closed"))
                 return future
-            self._jobs.append(job)
+            if first:
+                self._jobs.appendleft(job)
+            else:
+                self._jobs.append(job)
             if not lazy:
                 self._urgent += 1
             if self._urgent or len(self._jobs) == 1:
