@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from aiosmtpd.smtp import SMTP
@@ -74,6 +74,10 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         self._heard_at = self.loop.time()  # when the client last said something whole
         self._waited = 0.0  # seconds that we have waited for what the client is sending now
         self._came = 0  # octets of it
+
+    def __dir__(self) -> Iterable[str]:
+        """Nothing until it is made: the stock class looks all names through for verbs, a tenth of a session's cost."""
+        return super().__dir__() if "dialog" in self.__dict__ else ()
 
     # ---- the connection, as asyncio tells it
 
