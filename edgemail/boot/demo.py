@@ -196,6 +196,7 @@ async def demonstrate(directory: Path) -> int:
         for at, what in way.steps:
             print(f"  {at * 1000:8.1f}  {what}")
         print(hints(path, listening, maildir), flush=True)
+        relay.heed()
         await relay.serve_until_signal()
     finally:
         logging.getLogger("edgemail").removeHandler(handler)

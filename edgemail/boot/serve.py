@@ -31,7 +31,7 @@ from edgemail.relay.queue.schedule import Scheduler
 from edgemail.relay.queue.uplink import Uplinks
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.reception import Reception
-from edgemail.relay.send.call import Caller
+from edgemail.relay.send.call import Caller, CallFailed
 from edgemail.relay.send.credentials import Credentials
 from edgemail.relay.send.deliver import Courier
 from edgemail.relay.send.resolve import Resolver
@@ -60,12 +60,15 @@ def own_addresses() -> frozenset[str]:
 
 
 class Relay:
-    """The running relay of one configuration. `start`, then `serve_until_signal`, then `stop`."""
+    """The running relay of one configuration. `heed`, `start`, then `serve_until_signal`, then `stop`."""
 
     def __init__(self, configuration: Configuration, clock: SystemClock) -> None:
         self.configuration = configuration
         self.clock = clock
         self.stopping = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._reloading = asyncio.Lock()  # the file that was read last is the one that counts
+        self._hang_ups: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -96,6 +99,7 @@ class Relay:
         for name, host, port in self.server.addresses:
             logger.info("listening on %s port %d, listener=%s", host, port, name)
         logger.info("edgemail %s is ready, myhostname=%s", __version__, settings.myhostname)
+        self._ready.set()
         notify("READY=1")
 
     def _compose(self) -> None:
@@ -174,10 +178,15 @@ class Relay:
             self.uplinks.came_up(link)
 
     async def _link_is_up(self, link: Link) -> None:
-        """What its `on_up` wants."""
+        """What its `on_up` wants, and the provider asked for our mail."""
         if "flush" in link.on_up:
             count = await self.scheduler.flush()
             logger.info("link %s is up: flush, %d messages", link.name, count)
+        if link.etrn:
+            try:
+                await self.calls.etrn(link.etrn, link.etrn_domains)
+            except (CallFailed, ValueError) as error:
+                logger.warning("warning: link %s is up: etrn to %s: %s", link.name, link.etrn, error)
 
     async def _deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
         outcomes = await self.courier.deliver(delivery)
@@ -192,11 +201,23 @@ class Relay:
         return short or self.status.refusal(size)
 
     async def reload(self) -> None:
-        """Read the configuration again. Raises ConfigurationError; then the old values stay in force."""
-        fresh = await asyncio.to_thread(config.load, self.configuration.path)
-        for needed in config.restart_needed(self.configuration, fresh):
-            logger.warning("warning: %s", needed)
-        fresh = certs.ensure(fresh, self.clock)
+        """Read the configuration again. Raises EdgemailError; then the old values stay in force, in all parts."""
+        async with self._reloading:
+            fresh = await asyncio.to_thread(config.load, self.configuration.path)
+            for needed in config.restart_needed(self.configuration, fresh):
+                logger.warning("warning: %s", needed)
+            fresh = certs.ensure(fresh, self.clock)
+            try:
+                self._take(fresh)
+            except BaseException:
+                with contextlib.suppress(EdgemailError):
+                    self._take(self.configuration)
+                raise
+            self.configuration = fresh
+            logger.info("configuration %s read again", fresh.path)
+
+    def _take(self, fresh: Configuration) -> None:
+        """Give every part its configuration. Raises EdgemailError."""
         self.router.reload(fresh)
         self.resolver.reload(fresh)
         self.courier.reload(fresh)
@@ -205,10 +226,9 @@ class Relay:
         self.uplinks.reload(fresh)
         self.scheduler.reload(fresh)
         self.server.reload(fresh)
-        self.configuration = fresh
-        logger.info("configuration %s read again", fresh.path)
 
     async def _hang_up(self) -> None:
+        await self._ready.wait()
         try:
             await self.reload()
         except ConfigurationError as error:
@@ -217,20 +237,24 @@ class Relay:
             logger.error("error: the configuration before it stays in force")
         except EdgemailError as error:
             logger.error("error: %s; the configuration before it stays in force", error)
+        except Exception:
+            logger.exception("reload; the configuration before it stays in force")
 
-    async def serve_until_signal(self) -> None:
-        """Serve until SIGTERM or SIGINT; SIGHUP reloads."""
+    def heed(self) -> None:
+        """From now on SIGTERM and SIGINT stop, and SIGHUP reloads; what comes during the start is done after it."""
         loop = asyncio.get_running_loop()
-        reloads: set[asyncio.Task[None]] = set()
 
         def hang_up() -> None:
             task = asyncio.ensure_future(self._hang_up())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+            self._hang_ups.add(task)
+            task.add_done_callback(self._hang_ups.discard)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+    async def serve_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
         await self.stopping.wait()
 
     async def stop(self) -> None:
@@ -255,6 +279,7 @@ class Relay:
 
 async def _run(configuration: Configuration, clock: SystemClock) -> int:
     relay = Relay(configuration, clock)
+    relay.heed()
     await relay.start()
     await relay.serve_until_signal()
     await relay.stop()

@@ -84,15 +84,16 @@ def test_reload_while_mail_flows(tmp_path: Path) -> None:
 def test_reload_with_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     """The old values stay in force, key and line are logged, and the next good file is taken."""
     with sink() as smarthost, relay(tmp_path, to(smarthost.port) + "message_size_limit = 123_456\n") as server:
-        for settings, complaint in (
+        mistakes = (
             ("message_size_limit = -1\n", r"edgemail\.toml:\d+: message_size_limit: "),
             ("mesage_size_limit = 1\n", r"edgemail\.toml:\d+: mesage_size_limit: .*message_size_limit"),
             ("myhostname = ]\n", r"edgemail\.toml:\d+: "),
             ('smtpd_relay_restrictions = ["permit"]\n', r"edgemail\.toml:\d+: smtpd_relay_restrictions: "),
-        ):
+        )
+        for number, (settings, complaint) in enumerate(mistakes, 1):
             server.reload(settings)
             assert re.search(rf"edgemail/master\[\d+\]: error: .*{complaint}", server.log()), server.log()
-            assert server.log().rstrip().endswith("error: the configuration before it stays in force")
+            assert server.log().count("error: the configuration before it stays in force\n") == number
             with Client(server.port) as client:
                 assert "250-SIZE 123456\n" in client.say("EHLO me")
                 client.message(MESSAGE)
@@ -104,7 +105,7 @@ def test_reload_with_a_bad_file_changes_nothing(tmp_path: Path) -> None:
         server.reload(to(smarthost.port) + "message_size_limit = 222_222\n")
         with Client(server.port) as client:
             assert "250-SIZE 222222\n" in client.say("EHLO me")
-        smarthost.wait_for(4)
+        smarthost.wait_for(len(mistakes))
 
 
 def test_what_takes_a_restart_says_so(tmp_path: Path) -> None:
@@ -319,3 +320,40 @@ def test_no_such_owner(tmp_path: Path) -> None:
     assert done.returncode == 78
     assert "mail_owner" in done.stderr and "no-such-user" in done.stderr
     assert not (tmp_path / "spool").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_during_the_start(tmp_path: Path, number: signal.Signals) -> None:
+    """Heeded when the start is done, however early it came: a reload, or an end in good order."""
+    server = Relay(tmp_path)
+    server.start()
+    try:
+        assert server.process is not None
+        held = tmp_path / "spool" / "tls" / "cert.pem"
+        assert server.stop() == 0
+        held.unlink()  # making it anew takes a moment
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        until = time.monotonic() + 20
+        while server.process is None or not handles(server.process.pid, number):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        process = server.process
+        process.send_signal(number)
+        assert " is ready" not in server.log(), "it was heeded too late to tell"
+        starting.join()
+        if number is signal.SIGHUP:
+            server.wait_for("read again")
+            assert server.stop() == 0
+        else:
+            assert process.wait(10) == 0
+            assert "stopped" in server.log()
+    finally:
+        server._end()
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process catches a signal (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)$", status)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
