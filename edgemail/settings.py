@@ -273,6 +273,8 @@ class Link:
     size_limit: int = 0  # larger messages wait for a better link
     connections: int = 0  # at once; 0: as its class has it
     on_up: Names = ON_UP  # what is done when it comes up
+    etrn: str = ""  # HOST[:PORT] that is asked then to start its queue
+    etrn_domains: Names = ()  # for these domains
 
 
 @dataclass(frozen=True, slots=True)

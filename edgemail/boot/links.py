@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from edgemail.boot.expand import Mistake, Scope, split
-from edgemail.boot.values import near, octets, printable, seconds, shown
+from edgemail.boot.values import domain, near, octets, printable, seconds, shown
 from edgemail.patterns import parse_address
 from edgemail.relay.queue.window import parse_window
 from edgemail.relay.send.hop import parse_hop
@@ -15,6 +15,7 @@ from edgemail.settings import LINK_CLASSES, ON_UP, Link, Names
 
 MAX_LINKS: Final = 16  # limit: [[link]] tables
 MAX_WINDOWS: Final = 32  # limit: windows of one link
+MAX_DOMAINS: Final = 100  # limit: domains that one link asks for with ETRN
 MAX_INTERFACE: Final = 15  # limit: characters of an interface's name, linux/if.h
 PROBE_INTERVAL: Final = (5.0, 86_400.0)
 PROBE_TIMEOUT: Final = (1.0, 120.0)
@@ -62,6 +63,8 @@ def _link(report: Report, table: Mapping[str, Any], section: str, scope: Scope) 
     if not any(key in table for key in ("interface", "route", "probe", "command")):
         hint = 'interface = "eth0", route = "192.0.2.1", probe = "[192.0.2.1]:587", or command = [...]'
         report.problem(section, "does not say how its state is known", hint)
+    if ("etrn" in table) != ("etrn_domains" in table):
+        report.problem(section, "etrn and etrn_domains need each other", "whom to ask, and for which domains")
     return Link(**values)
 
 
@@ -167,6 +170,24 @@ def _on_up(raw: Any, scope: Scope) -> Names:
     return tuple(parts)
 
 
+def _host(raw: Any, scope: Scope) -> str:
+    text = _text(raw, scope)
+    parse_hop(text, 25)
+    return text
+
+
+def _domains(raw: Any, scope: Scope) -> Names:
+    parts = [raw] if isinstance(raw, str) else raw
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise Mistake(f"is {shown(raw)}, expected an array of text", 'for example ["branch.example"]')
+    found = tuple(word for part in parts for word in split(scope.expand(part)))
+    if not 0 < len(found) <= MAX_DOMAINS:
+        raise Mistake(f"has {len(found)} domains", f"from 1 to {MAX_DOMAINS}")
+    for word in found:
+        domain(word.removeprefix("@"))
+    return found
+
+
 _READERS: Final[Mapping[str, Callable[[Any, Scope], Any]]] = {
     "name": _name,
     "class": _class,
@@ -182,4 +203,6 @@ _READERS: Final[Mapping[str, Callable[[Any, Scope], Any]]] = {
     "size_limit": _bytes,
     "connections": _connections,
     "on_up": _on_up,
+    "etrn": _host,
+    "etrn_domains": _domains,
 }

@@ -154,6 +154,40 @@ def test_mail_waits_for_its_link_and_leaves_when_it_comes_up(tmp_path: Path) -> 
 
 
 @needs_root
+def test_the_provider_is_asked_for_our_mail_when_the_link_comes_up(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def started(line: str) -> bytes:
+        asked.append(line)
+        return b"250 2.0.0 Queuing started\r\n" if "gone" not in line else b"459 4.7.1 not yours\r\n"
+
+    with namespace(), sink(answers={"ETRN": started}, keywords=("PIPELINING", "ETRN")) as isp:
+        more = f'etrn = "[127.0.0.1]:{isp.port}"\netrn_domains = ["ship.example", "gone.example"]'
+        with relay(tmp_path, *link(isp.port, more)) as box:
+            cable("up0")
+            ip("addr add 192.0.2.2/24 dev up0")
+            assert not asked
+            plug("up0")
+            box.wait_for("etrn ship.example to .*: 250 2.0.0 Queuing started")
+            box.wait_for("etrn gone.example to .*: 459")
+        assert asked == ["ETRN ship.example", "ETRN gone.example"]
+
+
+@needs_root
+def test_a_provider_that_is_not_there_is_a_line_in_the_log(tmp_path: Path) -> None:
+    with namespace(), sink() as isp:
+        isp.stop()
+        more = f'etrn = "[127.0.0.1]:{isp.port}"\netrn_domains = ["ship.example"]\non_up = []'
+        with relay(tmp_path, *link(isp.port, more)) as box:
+            cable("up0")
+            ip("addr add 192.0.2.2/24 dev up0")
+            plug("up0")
+            box.wait_for("warning: link up is up: etrn to .*onnect")
+            assert "flush" not in box.log()
+            assert "Traceback" not in box.log()
+
+
+@needs_root
 def test_a_line_that_flaps_loses_nothing_and_sends_each_message_once(tmp_path: Path) -> None:
     with namespace(), sink() as isp, relay(tmp_path, *link(isp.port)) as box:
         cable("up0")

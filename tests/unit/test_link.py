@@ -532,6 +532,8 @@ budget_month = 400000000
 size_limit = "100kB"
 connections = 2
 on_up = []
+etrn = "mail.isp.example:2525"
+etrn_domains = ["ship.example", "@fleet.example"]
 """
 
 
@@ -542,6 +544,7 @@ def test_links_of_a_file(tmp_path: Path) -> None:
     assert vsat == Link(
         "vsat", "satellite", "sat0", "192.0.2.1", "[192.0.2.1]:587", ("/usr/bin/true", "$$x"), 300.0, 5.0,
         ("Mon-Fri 02:00-04:00", "Sat 00:00-24:00"), 20_000_000, 400_000_000, 100_000, 2, (),
+        "mail.isp.example:2525", ("ship.example", "@fleet.example"),
     )  # fmt: skip
     assert found.settings.smtp_links == ("fibre", "vsat")
     assert found.transport("slow").smtp_links == ("vsat",)
@@ -574,6 +577,22 @@ def test_links_of_a_file(tmp_path: Path) -> None:
         ("[[link]]\nname='a'\ninterface='x'\nsize_limit='10k'", "link[1].size_limit", "not a size"),
         ("[[link]]\nname='a'\ninterface='x'\nconnections=0", "link[1].connections", "not a number of connections"),
         ("[[link]]\nname='a'\ninterface='x'\non_up=['dance']", "link[1].on_up", "not one of"),
+        ("[[link]]\nname='a'\ninterface='x'\netrn='isp.example'", "link[1]", "need each other"),
+        (
+            "[[link]]\nname='a'\ninterface='x'\netrn='isp example'\netrn_domains=['a.example']",
+            "link[1].etrn",
+            "next hop",
+        ),
+        (
+            "[[link]]\nname='a'\ninterface='x'\netrn='isp.example'\netrn_domains=['a..b']",
+            "link[1].etrn_domains",
+            "not a host",
+        ),
+        (
+            "[[link]]\nname='a'\ninterface='x'\netrn='isp.example'\netrn_domains=[]",
+            "link[1].etrn_domains",
+            "has 0 domains",
+        ),
         ("smtp_links=['fibre']", "smtp_links", "there is no link 'fibre'"),
         ("[transport.x]\nsmtp_links=['y']", "transport.x.smtp_links", "there is no link 'y'"),
         ("defer_transports=['a b:c']", "defer_transports", "not a name for a transport"),

@@ -198,7 +198,7 @@ class Uplinks:
 
         One that was usable all the time, as far as is known, has not come up because this process was started.
         """
-        if link.name in self._known and link.on_up and link.name not in self._acts:
+        if link.name in self._known and (link.on_up or link.etrn) and link.name not in self._acts:
             self._acts[link.name] = asyncio.create_task(self._act(link))
 
     async def _act(self, link: Link) -> None:
