@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WRITE, SYNC, TRUNCATE, ALLOCATE, MARK, MMAP_SHARED, RENAME = range(1, 8)
+WRITE, SYNC, TRUNCATE, ALLOCATE, MARK, MMAP_SHARED, RENAME, FAILED = range(1, 9)
 HEADER = struct.Struct("<BBBxIQQQ")
 SOURCE = Path(__file__).with_name("recorder.c")
 

@@ -7,6 +7,10 @@
  *
  * EDGEMAIL_RECORD_SKIP (fdatasync, fsync, dsync, or all) turns that barrier into nothing, in the process and in the
  * record: the negative control.
+ *
+ * EDGEMAIL_FAIL="fdatasync:7:EIO" makes the seventh fdatasync of a recorded file fail with EIO, once; "fdatasync:7+:EIO"
+ * that one and all that follow. The operations are write, fdatasync, fsync and allocate; the errors EIO, ENOSPC, EDQUOT,
+ * and for a write SHORT: half of it is written.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,6 +19,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -24,7 +29,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC = 2, TRUNCATE = 3, ALLOCATE = 4, MARK = 5, MMAP_SHARED = 6, RENAME = 7 };
+enum { WRITE = 1, SYNC = 2, TRUNCATE = 3, ALLOCATE = 4, MARK = 5, MMAP_SHARED = 6, RENAME = 7, FAILED = 8 };
 enum { FDS = 1024, NAMES = 8 };
 
 struct record {
@@ -41,6 +46,21 @@ static uint8_t ledger[FDS];
 static char names[NAMES][128];
 static int name_count = -1;
 static const char *skip = "";
+static char failing[16];
+static long fail_at, fail_count;
+static int fail_on, fail_errno;
+enum { SHORT = -1 };
+
+static void read_failure(void)
+{
+    char word[16] = "";
+    const char *text = getenv("EDGEMAIL_FAIL");
+    if (!text || sscanf(text, "%15[a-z]:%ld", failing, &fail_at) != 2)
+        return;
+    fail_on = strchr(text, '+') != NULL;
+    sscanf(strrchr(text, ':'), ":%15s", word);
+    fail_errno = !strcmp(word, "ENOSPC") ? ENOSPC : !strcmp(word, "EDQUOT") ? EDQUOT : !strcmp(word, "SHORT") ? SHORT : EIO;
+}
 
 static void setup(void)
 {
@@ -56,6 +76,7 @@ static void setup(void)
     while (name_count < NAMES && (word = strsep(&rest, ":")))
         strncpy(names[name_count++], word, sizeof names[0] - 1);
     free(copy);
+    read_failure();
     log_fd = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
@@ -86,6 +107,18 @@ static void note(int kind, int fd, uint64_t offset, const void *data, size_t len
     put(&r, sizeof r);
     if (length)
         put(data, length);
+}
+
+/* Whether this operation is the one to fail: its error, 0 for none. Under the lock. */
+static int failure(const char *what, int fd)
+{
+    if (strcmp(what, failing))
+        return 0;
+    fail_count++;
+    if (fail_count != fail_at && !(fail_on && fail_count > fail_at))
+        return 0;
+    note(FAILED, fd, 0, NULL, 0, 0);
+    return fail_errno;
 }
 
 static int known(int fd)
@@ -166,8 +199,11 @@ int close(int fd)
 static ssize_t written(int fd, const void *data, size_t length, off_t offset)
 {
     pthread_mutex_lock(&lock);
-    ssize_t n = syscall(SYS_pwrite64, fd, data, length, offset);
-    int saved = errno;
+    int fault = failure("write", fd);
+    if (fault == SHORT)
+        length /= 2;
+    ssize_t n = fault > 0 ? -1 : syscall(SYS_pwrite64, fd, data, length, offset);
+    int saved = fault > 0 ? fault : errno;
     if (n > 0)
         note(WRITE, fd, offset, data, n, 0);
     pthread_mutex_unlock(&lock);
@@ -245,8 +281,9 @@ static int barrier(int fd, const char *what, long number)
     if (skipped(what))
         return 0;
     pthread_mutex_lock(&lock);
-    int result = syscall(number, fd);
-    int saved = errno;
+    int fault = failure(what, fd);
+    int result = fault ? -1 : syscall(number, fd);
+    int saved = fault ? fault : errno;
     if (result == 0)
         note(SYNC, fd, 0, NULL, 0, 0);
     pthread_mutex_unlock(&lock);
@@ -287,8 +324,9 @@ int ftruncate64(int fd, off64_t size)
 static int allocated(int fd, off_t offset, off_t length)
 {
     pthread_mutex_lock(&lock);
-    int result = syscall(SYS_fallocate, fd, 0, offset, length);
-    int saved = errno;
+    int fault = known(fd) ? failure("allocate", fd) : 0;
+    int result = fault ? -1 : syscall(SYS_fallocate, fd, 0, offset, length);
+    int saved = fault ? fault : errno;
     if (result == 0 && known(fd))
         note(ALLOCATE, fd, offset, NULL, 0, offset + length);
     pthread_mutex_unlock(&lock);
