@@ -4,8 +4,9 @@ Owns buffering, checksum and back-pressure. A message of one chunk or less is ke
 longer one full chunks go to the back end as they fill, and are removed again if it is never committed.
 
 Memory: what has been written and is not in the spool yet, all messages together, is POOL_BYTES at most (and what one
-read of each session brings on top), and SMALL_ROOM for small ones, which big ones must not keep waiting. Where the bound is reached and nothing is on its way to the disk, the fullest
-buffers are sent there early, in chunks that still fill their pages: a sender that fell silent cannot stop the others.
+read of each session brings on top), with SMALL_ROOM above it for small ones, which big ones must not keep waiting.
+Where the bound is reached and nothing is on its way to the disk, the fullest buffers are sent there early, in chunks
+that still fill their pages: a sender that fell silent cannot stop the others.
 """
 
 from __future__ import annotations
@@ -63,10 +64,15 @@ class Pool:
         self.page = page
         self.chunk = chunk
         self.bound = POOL_BYTES
+        self.extra = SMALL_ROOM
         self.held = 0  # bytes in buffers
         self.flying = 0  # bytes handed to the back end
         self.intakes: set[SpoolIntake] = set()
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def within_extra(self) -> bool:
+        return self.held + self.flying <= self.bound + self.extra
 
     @property
     def within(self) -> bool:
@@ -185,7 +191,7 @@ class SpoolIntake:
         while self._error is None:
             if not self._pool.within:
                 self._pool.relieve()
-                if self._size <= SMALL_BYTES and self._pool.held + self._pool.flying <= self._pool.bound + SMALL_ROOM:
+                if self._size <= SMALL_BYTES and self._pool.within_extra:
                     return
             if self._flying <= MESSAGE_CHUNKS * self._pool.chunk and (self._pool.within or not self._pool.flying):
                 return
