@@ -13,7 +13,7 @@ import pytest
 from edgemail.envelope import Address, Envelope, Recipient
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.reply import INSUFFICIENT_STORAGE
-from edgemail.spool.intake import POOL_BYTES
+from edgemail.spool.intake import POOL_BYTES, SMALL_BYTES, SMALL_ROOM
 from edgemail.spool.verbs import Change
 from tests.spools import CHUNK, MAIL, MemoryRig, StoreRig, body_of, keep, run
 
@@ -350,6 +350,30 @@ def test_any_number_of_messages_may_be_half_read(rig: Make) -> None:
         assert all(sum(map(len, reading)) == 2 * CHUNK for reading in bodies)
         assert all(list(reading) == kept[1:] for reading in lists)
         assert not any(list(reading) for reading in aside)
+        await spool.close()
+
+    run(scenario())
+
+
+def test_a_small_message_does_not_wait_for_big_ones(rig: Make) -> None:
+    async def scenario() -> None:
+        spool = rig().spool
+        pool = spool._pool
+        pool.bound = POOL_BYTES // 8
+        big, small, second = (spool.intake() for _ in range(3))
+        for _ in range(40):
+            big.write(bytes(SMALL_BYTES))
+        small.write(b"small")
+        second.write(bytes(SMALL_BYTES + 1))
+        passed, waits = (asyncio.ensure_future(each.drain()) for each in (small, second))
+        await asyncio.sleep(0)
+        assert not pool.within
+        assert passed.done() and not waits.done()
+        assert (await small.commit(MAIL)).size == 5
+        await waits
+        for each in (big, second):
+            await each.abort()
+        assert pool.held == pool.flying == 0
         await spool.close()
 
     run(scenario())
