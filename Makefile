@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check crash fmt clean
+.PHONY: help install run test check crash fmt bench clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -37,6 +37,10 @@ fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ an
 	@$(BIN)/ruff check -q --fix-only
 	@$(BIN)/ruff format -q
 	@$(BIN)/python -m tests.reference
+
+bench: $(VENV)/.tests ## the same work for edgemail and Postfix, as ratios (root); ARGS="--only relay --rounds 5"
+	@$(BIN)/python -m tests.peers install postfix
+	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what was made here, but for ./var, which may hold mail
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
