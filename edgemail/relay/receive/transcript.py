@@ -18,17 +18,19 @@ MAX_WIDTH: Final = 200  # limit: characters of a line in a transcript
 class Transcript:
     """The last lines of one session."""
 
-    __slots__ = ("_left_out", "_lines")
+    __slots__ = ("_auth", "_left_out", "_lines")
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._left_out = 0
+        self._auth = False  # the client has said AUTH, taken or not: what it says next may be a password
 
     def heard(self, event: Command | End, line: str, *, tried_auth: bool) -> None:
         """What the client said. `line`: the dialog's `said`."""
+        self._auth = self._auth or tried_auth or line[:4].upper() == "AUTH"
         if isinstance(event, End):
             line = f"(message content, {event.size} octets)"
-        elif isinstance(event, AuthResponse) or (tried_auth and isinstance(event, Bad)):
+        elif isinstance(event, AuthResponse) or (self._auth and isinstance(event, Bad) and line.upper() != "AUTH"):
             line = "(not shown)"  # a password, or what may be one
         self._add(" In:  ", line or "(a line that is no command)")
 
