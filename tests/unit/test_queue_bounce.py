@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email
 import email.policy
 import os
@@ -19,6 +20,8 @@ from edgemail.envelope import Address, Disposal, Envelope, Notify, Outcome, Reci
 from edgemail.errors import Kind
 from edgemail.relay.queue import dsn
 from edgemail.reply import Reply
+from edgemail.spool.records import Tail
+from edgemail.spool.verbs import Change
 from tests.queue import CONTENT, REFUSED, Rig, disposal, later, local, play, refused, sent, unreachable
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bounces"
@@ -381,6 +384,22 @@ def test_notices_are_bounded() -> None:
     play(scenario)
 
 
+def test_the_postmaster_hears_once_an_hour_that_mail_waits_for_this_box_itself() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = local
+        for i in range(5):
+            await rig.accept(f"b{i}@example.net")
+        await rig.settle()
+        notice = only(rig)
+        assert "local trouble" in rig.text(notice)
+        await rig.advance(3000, 100)
+        assert len(rig.notices()) == 1
+        await rig.advance(3000, 100)
+        assert len(rig.notices()) == 2
+
+    play(scenario)
+
+
 def test_a_notice_that_nobody_can_read_is_queued_once() -> None:
     async def scenario(rig: Rig) -> None:
         rig.net.disposals["postmaster"] = disposal(Disposal.HOLD, "set admin_address")
@@ -517,8 +536,43 @@ def test_expired_and_refused_stand_in_one_report() -> None:
         ]
         (left,) = [mail for mail in rig.mail().values() if not mail.bounce]
         assert [r.kind for r in left.recipients] == [Kind.LOCAL]
+        assert left.waited == 0  # its own time begins when something can be done for it
+        rig.net.answers["d@example.com"] = later
+        await rig.scheduler.flush(ids=[left.id])
+        await rig.settle()
+        assert left.id in rig.mail()
 
-    play(scenario, maximal_queue_lifetime=350.0)
+    play(scenario, maximal_queue_lifetime=350.0, notify_classes=())
+
+
+def test_a_bounce_and_a_warning_at_once_are_each_written_once() -> None:
+    """The spool takes the first and then fails for a while."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        mail = await rig.accept("b@example.net", "c@example.net")
+        await rig.settle()
+        rig.net.answers["c@example.net"] = refused
+        finish, made = rig.spool.finish, []
+
+        def one_only(tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+            made.append(envelope)
+            rig.spool.failing = len(made) == 2
+            future: asyncio.Future[None] = finish(tail, envelope, also)
+            return future
+
+        rig.spool.finish = one_only
+        await rig.advance(400)
+        assert len(made) == 2
+        rig.spool.failing = False
+        await rig.advance(30, 5)
+        rig.net.answers["c@example.net"] = later
+        subjects = sorted(str(parsed(content(rig, each))["subject"]) for each in rig.notices())
+        assert subjects == ["Delayed Mail (still being retried)", "Undelivered Mail Returned to Sender"]
+        assert rig.waiting(mail.id) == ["b@example.net"]
+        assert rig.mail()[mail.id].delay_warned
+
+    play(scenario, delay_warning_time=200.0)
 
 
 @given(st.text(), st.text(max_size=5), st.text(alphabet=" ", max_size=4))

@@ -143,8 +143,7 @@ class Dispatch:
         try:
             self._consider(envelope, flags)
         except Exception:
-            EXCEPTIONS.add()
-            log.exception("%s: error: unexpected trouble; the message waits", envelope.queue_id)
+            self._slip(envelope)
             active = self.active.get(envelope.id)
             if active is None:
                 self._waiting.add(envelope.id, domains(envelope), due=self._soon(), flags=flags)
@@ -181,13 +180,6 @@ class Dispatch:
     def goes_to(self, envelope: Envelope, site: str) -> bool:
         """See `active.goes_to`."""
         return goes_to(self._route, envelope, site)
-
-    def _header(self, mail: int) -> bytes:
-        """The beginning of a message, b"" where it cannot be read: a delivery will say what is wrong."""
-        try:
-            return next(self._spool.body(mail), b"")
-        except (SpoolDamaged, KeyError):
-            return b""
 
     def _suspend(self, active: Active) -> tuple[set[Site], set[Flag]]:
         """Take out what is kept and what goes to dead sites. All sites of the message, and whose doing it is."""
@@ -335,8 +327,7 @@ class Dispatch:
             try:
                 outcomes = await self._deliver(Delivery(active.envelope, part.targets, part.route))
             except Exception:
-                EXCEPTIONS.add()
-                log.exception("%s: error: unexpected trouble in a delivery", active.envelope.queue_id)
+                self._slip(active.envelope)
                 outcomes = tuple(Outcome(target.index, Kind.LOCAL, NO_OUTCOME) for target in part.targets)
             self._hear(site, outcomes)
         finally:
@@ -348,6 +339,8 @@ class Dispatch:
         for target in part.targets:
             kind = active.outcomes[target.index].kind
             ATTEMPTS.add("sent" if kind is None else kind.value)
+            if kind is Kind.LOCAL:
+                self._notices.trouble(active.envelope, reason(active.outcomes[target.index]))
         if site.waiting:
             self._slots.wait(site)
         self.turn()
@@ -403,8 +396,7 @@ class Dispatch:
         try:
             result = await self._ledger.settle(active)
         except Exception:
-            EXCEPTIONS.add()
-            log.exception("%s: error: unexpected trouble; the message waits", active.envelope.queue_id)
+            self._slip(active.envelope)
             result = await self._ledger.salvage(active, self._configuration.settings.minimal_backoff_time)
         finally:
             del self.active[active.id]
@@ -412,6 +404,12 @@ class Dispatch:
         self._leave(active, result)
         self.turn()
         self._wake()
+
+    def _slip(self, envelope: Envelope) -> None:
+        """A mistake of ours, in an `except`: logged and told; the message waits."""
+        EXCEPTIONS.add()
+        log.exception("%s: error: unexpected trouble; the message waits", envelope.queue_id)
+        self._notices.trouble(envelope, "unexpected trouble in the queue; the log has the details")
 
     def _leave(self, active: Active, result: Settlement | None) -> None:
         """A message is out of hand: gone, or waiting again."""

@@ -23,7 +23,7 @@ from edgemail.spool.verbs import Change
 log = logging.getLogger("edgemail.bounce")
 
 PER_HOUR: Final = 20  # limit: notices of one class in an hour; more are only logged
-REMEMBERED: Final = 1000  # limit: subjects of notices that nobody can read yet, so that none is queued twice
+REMEMBERED: Final = 1000  # limit: subjects of notices that are remembered, so that none is queued again and again
 HOUR: Final = 3600.0
 
 
@@ -48,12 +48,29 @@ class Notices:
         self._spawn = spawn
         self._sent: dict[str, tuple[float, int]] = {}  # class -> when its hour began, how many since
         self._unread: set[str] = set()
+        self._posted: dict[tuple[str, str], float] = {}  # class and subject -> when
 
     def post(self, cls: str, subject: str, text: str) -> None:
-        """A notice of class policy, protocol, resource or software, if the postmaster wants that class."""
+        """A notice of class policy, protocol, resource or software, if the postmaster wants that class.
+
+        One with the same subject as another of the last hour is not sent.
+        """
         settings = self._settings()
-        if cls in settings.notify_classes:
+        now = self._clock.monotonic()
+        fresh = now - self._posted.get((cls, subject), float("-inf")) >= HOUR
+        if cls in settings.notify_classes and fresh:
+            if len(self._posted) >= REMEMBERED:
+                self._posted.clear()
+            self._posted[cls, subject] = now
             self._send(cls, settings.error_notice_recipient, f"Postmaster notice ({cls}): {subject}", text)
+
+    def trouble(self, envelope: Envelope, why: str) -> None:
+        """A message waits for this box itself (class software)."""
+        if not self.is_notice(envelope):
+            text = (
+                f"{envelope.queue_id}: from=<{envelope.sender}>, size={envelope.size}: the message waits.\n\n    {why}"
+            )
+            self.post("software", "mail could not be delivered for trouble of this box", text)
 
     def paused(self, site: Site, probe: str) -> None:
         """A route does not work. Told once, until it has worked again."""
