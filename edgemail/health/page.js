@@ -58,9 +58,13 @@ const REASONS = { active: "being sent", incoming: "not tried yet", hold: "held b
 function queue(causes) {
   const rows = causes.map((g) => [g.destination, g.messages, span(g.oldest),
     g.next === null ? "when released" : g.state === "active" || g.next <= 0 ? "now" : "in " + span(g.next)]);
-  const found = table(["mail for", "#messages", "#oldest", "#next try"], rows, "queue by cause");
-  [...found.tBodies[0].rows].forEach((row, i) => row.after(el("tr", { class: "why" },
-    el("td", { colspan: 4, class: "soft" }, causes[i].reason || REASONS[causes[i].state] || ""))));
+  return explain(table(["mail for", "#messages", "#oldest", "#next try"], rows, "queue by cause"),
+    causes.map((g) => g.reason || REASONS[g.state] || ""));
+}
+// A sentence below each row, over its whole width.
+function explain(found, sentences) {
+  [...found.tBodies[0].rows].forEach((row, i) => sentences[i] && row.after(el("tr", { class: "why" },
+    el("td", { colspan: row.cells.length, class: "soft" }, sentences[i]))));
   return found;
 }
 function show(d) {
@@ -78,8 +82,9 @@ function show(d) {
       "recipients in the queue by age in minutes", [["var(--blue)"]])] : []));
   const parts = Object.entries(s.components), starts = (p) => parts.filter(([n]) => n.startsWith(p));
   const routes = [...starts("route."), ...starts("link.")];
-  put("routes", routes.length ? table(["route", "state", "says"], routes.map(([n, c]) => [n.replace(/^route\./, ""), word(c.state),
-    c.message || "up"]), "routes and links") : el("p", { class: "soft" }, "No mail has been sent anywhere yet."));
+  put("routes", routes.length ? explain(table(["route", "#state"], routes.map(([n, c]) => [n.replace(/^route\./, ""),
+    word(c.state)]), "routes and links"), routes.map(([, c]) => c.message))
+    : el("p", { class: "soft" }, "No mail has been sent anywhere yet."));
   put("guards", ...starts("guard.").map(([n, c]) => {
     const value = Math.min(1, c.measured ?? 0), name = n.slice(6);
     return el("div", { class: "gauge" }, el("span", {}, name), el("meter", { min: 0, max: 1, low: 0.75, high: 0.9, optimum: 0,
@@ -95,9 +100,10 @@ function show(d) {
     el("p", { class: "soft" }, "upwards: taken in · downwards, green: sent · red: bounced"));
   const rest = parts.filter(([n]) => !/^(route|link|guard)\./.test(n));
   put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), says(n, c)]), "components"));
-  put("recent", d.recent.length ? table(["#age", "from", "fate"], d.recent.map((m) => [span(now - m.at), m.from || "<>",
-    el("div", {}, `${m.fate} `, el("span", { class: "soft" }, m.id), ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]),
-    "the last messages") : el("p", { class: "soft" }, "No message has come since the start."));
+  put("recent", d.recent.length ? table(["#age", "message"], d.recent.map((m) => [span(now - m.at), el("div", {},
+    el("div", {}, m.from || "<>", " ", el("span", { class: "fate " + m.fate }, m.fate), " ", el("span", { class: "soft" }, m.id)),
+    ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]), "the last messages")
+    : el("p", { class: "soft" }, "No message has come since the start."));
 }
 let timer;
 function refresh() { clearTimeout(timer); timer = setTimeout(poll, 300); }
