@@ -39,7 +39,7 @@ from edgemail.relay.send.route import Router
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Link
 from edgemail.spool.space import admission
-from edgemail.spool.store import open_store
+from edgemail.spool.store import ensure_free, open_store
 
 logger = logging.getLogger("edgemail.master")
 
@@ -75,6 +75,7 @@ class Relay:
         """Bind, become mail_owner, open the spool, take up the queue, serve. Raises EdgemailError and OSError."""
         settings = self.configuration.settings
         directory = Path(settings.queue_directory)
+        ensure_free(directory)  # a second start is told who has the spool, not that the ports are taken
         async with contextlib.AsyncExitStack() as undo:
             self.server = Server(self.configuration.listeners)
             self.server.bind()

@@ -75,9 +75,9 @@ class Holder:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
+            busy = _busy(directory, self._file)
             os.close(self._file)
-            raise SpoolBusy(f"{directory} is in use by process {pid or '(starting)'}") from None
+            raise busy from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
@@ -89,19 +89,24 @@ class Holder:
             self._file = -1
 
 
-def held(directory: Path) -> bool:
-    """Whether a process holds the spool now."""
+def _busy(directory: Path, file: int) -> SpoolBusy:
+    pid = os.pread(file, 32, 0).decode("ascii", "replace").strip()
+    return SpoolBusy(f"{directory} is in use by process {pid or '(starting)'}")
+
+
+def holder_of(directory: Path) -> SpoolBusy | None:
+    """What to say of the process that holds the spool now; None when it is free."""
     try:
         file = os.open(directory / HOLDER, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return _busy(directory, file)
     finally:
         os.close(file)
-    return False
+    return None
 
 
 def flush(path: Path) -> None:

@@ -19,7 +19,7 @@ from edgemail.envelope import Envelope, queue_id
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.reply import Reply
 from edgemail.spool import layout, records
-from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, held
+from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, holder_of
 from edgemail.spool.intake import Pool, SpoolIntake
 from edgemail.spool.layout import Meta
 from edgemail.spool.records import Edit, Tail
@@ -331,6 +331,13 @@ class Reader(View):
         self.close()
 
 
+def ensure_free(directory: Path) -> None:
+    """Raises SpoolBusy where a process holds the spool: a first look, for who must not get as far as opening it."""
+    busy = holder_of(directory)
+    if busy is not None:
+        raise busy
+
+
 def open_reader(directory: Path) -> Reader:
     """Open for reading. Raises SpoolError where there is no spool or it may not be read.
 
@@ -346,7 +353,7 @@ def open_reader(directory: Path) -> Reader:
     try:
         environment = Environment(directory, readonly=True)
     except SpoolError as error:
-        if held(directory):
+        if holder_of(directory):
             raise SpoolError(
                 f"{directory}: in use, and this user may not write its lock.mdb: ask as root or as the owner ({error})"
             ) from error

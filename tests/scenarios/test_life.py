@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.peers.ports import free_port
 from tests.scenarios.client import Client, id_in
 from tests.scenarios.relay import LISTENER, MESSAGE, Relay, relay
 from tests.scenarios.sink import after_trace, sink
@@ -183,8 +184,9 @@ def refused(server: Relay) -> subprocess.CompletedProcess[str]:
     return server.run("edgemail", "run", "--config", str(server.path), check=False)
 
 
-def test_a_second_start_names_the_holder(tmp_path: Path) -> None:
-    with relay(tmp_path) as server:
+@pytest.mark.parametrize("port", [0, free_port()], ids=["any port", "the same port"])
+def test_a_second_start_names_the_holder(tmp_path: Path, port: int) -> None:
+    with relay(tmp_path, listeners=LISTENER.replace("port = 0", f"port = {port}")) as server:
         assert server.process is not None
         done = refused(server)
         assert done.returncode == 69
