@@ -142,7 +142,7 @@ class Bounces:
         yield f"Date: {date(now)}"
         yield f"From: MAILER-DAEMON@{settings.myhostname} (Mail Delivery System)"
         yield from dsn.wrap(subject, "Subject: ", " ")
-        yield f"To: {dsn.clean(str(dsn.full_address(to, settings)))}"
+        yield from dsn.header("To", dsn.clean(str(dsn.full_address(to, settings))))
         yield f"Auto-Submitted: {automatic}"  # RFC 3834 5
         yield f"Message-ID: <{int(now)}.{queue_id(id)}@{settings.myhostname}>"
         yield "MIME-Version: 1.0"
@@ -200,7 +200,7 @@ class Bounces:
         for piece in content if notice.full else _header(content):
             piece = piece[:limit]
             limit -= len(piece)
-            yield piece
+            yield piece if limit > 0 else piece.removesuffix(b"\r")  # cut there, its LF would be missing
             if limit <= 0 and not notice.full:  # all of it is read to its end: only there is its checksum
                 return
 
@@ -218,14 +218,15 @@ def notice_sender(settings: Settings) -> Address:
 
 
 def _header(content: Iterable[bytes]) -> Iterator[bytes]:
-    """The header of a message, with the line end of its last line."""
-    kept = b""  # the last octets, which may be the beginning of its end
+    """The header of a message, with the line end of its last line; nothing of one that begins with its body."""
+    kept, done = b"\r\n", 2  # the last octets, which may be the beginning of its end; so many of them are given
     for piece in content:
         kept += piece
         end = kept.find(END_OF_HEADER)
         if end >= 0:
-            yield kept[: end + 2]
+            yield kept[done : end + 2]
             return
-        yield kept[:-3]
-        kept = kept[-3:]
-    yield kept
+        left = max(0, len(kept) - 3)
+        yield kept[done:left]
+        kept, done = kept[left:], max(done - left, 0)
+    yield kept[done:]

@@ -17,7 +17,7 @@ from edgemail.reply import Reply
 from edgemail.settings import Settings
 
 WIDTH: Final = 78  # RFC 5322 2.1.1
-MAX_WORD: Final = 900  # limit: characters of a word in a notice that stay on one line, RFC 5322 2.1.1
+MAX_WORD: Final = 900  # limit: octets of a word in a notice that stay on one line, RFC 5322 2.1.1
 MAX_TEXT: Final = 4000  # limit: characters of one reason in a notice
 
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -100,14 +100,14 @@ def clean(text: str) -> str:
 
 
 def wrap(text: str, first: str = "", rest: str = "") -> Iterator[str]:
-    """`text` in lines of WIDTH, broken at spaces; `first` begins the first line, `rest` all others."""
+    """`text` in lines of WIDTH, broken at spaces; `first` begins the first line, `rest` all others: both are short."""
     line, empty = first, True
     for word in clean(text).split():
-        while len(word) > MAX_WORD:
+        while len(piece := _fitting(word)) < len(word):
             if not empty:
                 yield line
-            yield (first if line == first and empty else rest) + word[:MAX_WORD]
-            word, line, empty = word[MAX_WORD:], rest, True
+            yield (first if line == first and empty else rest) + piece
+            word, line, empty = word[len(piece) :], rest, True
         if not empty and len(line) + 1 + len(word) > WIDTH:
             yield line
             line, empty = rest, True
@@ -115,6 +115,18 @@ def wrap(text: str, first: str = "", rest: str = "") -> Iterator[str]:
         empty = False
     if not empty or line == first:
         yield line.rstrip()
+
+
+def header(name: str, value: str) -> Iterator[str]:
+    """A field of the notice's own header: on one line, unless it is longer than a line may be."""
+    return iter([f"{name}: {value}"]) if len(value) * 4 <= MAX_WORD else wrap(value, f"{name}: ", " ")
+
+
+def _fitting(word: str) -> str:
+    """As much of a word as MAX_WORD octets hold."""
+    if len(word) * 4 <= MAX_WORD:
+        return word
+    return word.encode("utf-8", "replace")[:MAX_WORD].decode("utf-8", "ignore")
 
 
 def full_address(address: Address, settings: Settings) -> Address:
@@ -133,7 +145,11 @@ def human(form: Form, settings: Settings, reported: Iterable[Reported], until: s
     yield f"{'':<19}The mail system"
     for one in reported:
         yield ""
-        yield from wrap(f"{one.text}", f"<{clean(str(one.recipient.address))}>: ", "    ")
+        address = f"<{clean(str(one.recipient.address))}>:"
+        if len(address) <= WIDTH:
+            yield from wrap(one.text, f"{address} ", "    ")
+        else:
+            yield from wrap(f"{address} {one.text}", "", "    ")
 
 
 def status_fields(
@@ -172,7 +188,7 @@ def remote_name(relay: str) -> str:
 
 def decode_xtext(text: str) -> str:
     """RFC 3461 4: xtext as the text that it stands for."""
-    raw = text.encode("utf-8", "surrogateescape")
+    raw = text.encode("utf-8", "replace")
     return _HEX.sub(lambda match: bytes.fromhex(match[1].decode()), raw).decode("utf-8", "replace")
 
 
