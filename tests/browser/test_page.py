@@ -61,8 +61,7 @@ def test_a_person_reads_why_mail_waits_and_a_flush_sends_it(tmp_path: Path) -> N
         assert re.match(
             rf"(Mail through )?\[127.0.0.1\]:{port} (waits|has failed): connect to ", window.text("#sentence")
         )
-        queue = window.text("#queue")
-        assert f"smtp:[127.0.0.1]:{port}" in queue and "\t3\t" in queue
+        window.wait(lambda: f"smtp:[127.0.0.1]:{port}\t3\t" in window.text("#queue"), "all of them for one reason")
         assert "bob2@example.org" in window.text("#recent") and "deferred" in window.text("#recent")
         assert "degraded" in window.text("#routes")
         assert window.run("return document.querySelectorAll('#guards meter').length") == 5

@@ -16,6 +16,8 @@ from edgemail.envelope import Address, Envelope, Recipient
 from edgemail.errors import Kind
 from edgemail.health.board import State
 from edgemail.health.guard import RESERVED_SESSIONS, Guards, Level, RoomGuard
+from edgemail.relay.queue.link import LinkStatus
+from edgemail.relay.queue.link import State as LinkState
 from edgemail.relay.queue.sites import SiteStatus
 from edgemail.relay.send.conversation import LINES, WATCHED, Conversation, Watch
 from edgemail.reply import Reply
@@ -102,6 +104,16 @@ def test_routes_are_bounded_and_those_that_fail_come_first() -> None:
     found = components.routes(many, 0.0)
     assert len(found) == components.SHOWN_ROUTES
     assert list(found)[:2] == ["route.smtp:[isp]:587", "route.smtp:bad.example"]
+
+
+def test_links_in_words() -> None:
+    up = LinkStatus("lte", "lte", LinkState.UP, "", 0.0, 2, 10, 100, 0, 0)
+    others = [replace(up, name=state.value, state=state, reason="so it is") for state in LinkState]
+    found = components.links([up, *others])
+    assert found["link.lte"].state is State.OK and found["link.lte"].numbers["day_budget"] == 100
+    assert found["link.down"].message == "Link down is down: so it is" and found["link.down"].counts
+    assert found["link.closed"].reason == "link-closed" and not found["link.closed"].counts
+    assert found["link.spent"].state is State.DEGRADED
 
 
 def test_certificates(tmp_path: Path) -> None:
