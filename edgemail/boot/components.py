@@ -121,25 +121,6 @@ def _link(one: LinkStatus) -> Condition:
     return Condition(State.DEGRADED, f"link-{one.state.value}", message, numbers, counts=False)
 
 
-def links(found: Iterable[LinkStatus]) -> Conditions:
-    """Each uplink. One that is closed for the hour does what it was told to."""
-    out: Conditions = {}
-    for one in found:
-        numbers: Numbers = {"stands": one.state.value, "class": one.kind, "running": one.running}
-        if one.day_budget:
-            numbers |= {"day_bytes": one.day_bytes, "day_budget": one.day_budget}
-        if one.month_budget:
-            numbers |= {"month_bytes": one.month_bytes, "month_budget": one.month_budget}
-        if one.state.value == "up":
-            out[f"link.{one.name}"] = Condition(numbers=numbers)
-            continue
-        why = f": {one.reason}" if one.reason else ""
-        message = f"Link {one.name} is {one.state.value}{why}"
-        counts = one.state.value != "closed"
-        out[f"link.{one.name}"] = Condition(State.DEGRADED, f"link-{one.state.value}", message, numbers, counts)
-    return out
-
-
 def clock(clock: Clock) -> Conditions:
     """Whether the date may be believed."""
     doubt = (

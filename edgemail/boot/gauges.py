@@ -31,7 +31,6 @@ CAUSE_AGES: Final = Gauge(
 ROUTES: Final = Gauge("edgemail_route_up", "1: the destination works as far as is known, 0: it does not", ("route",))
 LINKS: Final = Gauge("edgemail_link_up", "1: the link may be used now, 0: it may not", ("link",))
 CARRIED: Final = Gauge("edgemail_link_carried_bytes", "Bytes in the link's accounts", ("link", "period"))
-LINKS: Final = Gauge("edgemail_link_up", "1: the link may be used now", ("link",))
 GUARDS: Final = Gauge("edgemail_guard_level", "0: calm; higher: more is held back", ("guard",))
 SHARES: Final = Gauge("edgemail_guard_used_ratio", "The measured share of what there is", ("guard",))
 TRIPS: Final = Counter("edgemail_guard_trips", "How often a guard left its calm", ("guard",))
@@ -72,9 +71,6 @@ class Gauges:
             LINKS.set(float(link.state.value == "up"), link.name)
             CARRIED.set(float(link.day_bytes), link.name, "day")
             CARRIED.set(float(link.month_bytes), link.name, "month")
-        LINKS.values.clear()
-        for link in self._relay.links.snapshot():
-            LINKS.set(float(link.state.value == "up"), link.name)
         reading = self._guards.reading
         for kind in ("anonymous", "working_set", "limit", "available", "total"):
             MEMORY.set(float(getattr(reading, kind)), kind)
