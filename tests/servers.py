@@ -256,7 +256,9 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         own = x509.BasicConstraints(ca=True, path_length=None)
-        self.certificate = self._sign(self.name, self.key, NOW - DAY, NOW + 30 * DAY, [own])
+        # Python 3.13's contexts want what RFC 5280 4.2.1.3 and 4.2.1.1 ask of an authority and of what it signs.
+        usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+        self.certificate = self._sign(self.name, self.key, NOW - DAY, NOW + 30 * DAY, [own, usage])
         self.file = folder / f"{name.replace(' ', '-')}.pem"
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -287,8 +289,12 @@ class Authority:
         extensions: Sequence[x509.ExtensionType],
     ) -> x509.Certificate:
         builder = x509.CertificateBuilder(self.name, subject, key.public_key(), x509.random_serial_number(), start, end)
+        public = self.key.public_key()
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+            critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+            builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, hashes.SHA256())
 
 
