@@ -12,6 +12,7 @@ import getpass
 import logging
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,12 +25,13 @@ from edgemail.envelope import Envelope
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.reception import Reception
 from edgemail.settings import Configuration
+from edgemail.spool.store import ensure_free
 
 PORTS: Final = (2525, 2526, 8025)  # the relay, the smarthost, the health endpoint; the next free ones where taken
 WAIT_SECONDS: Final = 20.0  # limit: until the demonstration message must have arrived
 
 CONFIG: Final = """\
-# Written by `make run`; yours to change: `make run CONFIG={path}` runs it as it stands.
+# Written anew by every `make run`; take a copy to change it, and `make run CONFIG=` with the name of the copy.
 myhostname      = "relay.demo.example"
 mynetworks      = ["127.0.0.0/8", "::1/128"]
 relayhost       = "[127.0.0.1]:{smarthost}"
@@ -45,6 +47,15 @@ port    = {relay}
 address = "127.0.0.1"
 port    = {health}
 """
+
+# The conversation up to the content; the first is the greeting, which nobody asks for.
+OPENING: Final = (
+    "",
+    "EHLO printer.demo.example",
+    "MAIL FROM:<printer@demo.example>",
+    "RCPT TO:<you@demo.example>",
+    "DATA",
+)
 
 MESSAGE: Final = """\
 From: Printer <printer@demo.example>\r
@@ -89,9 +100,11 @@ class WayHandler(logging.Handler):
             self.way.note("removed    the spool has forgotten it")
 
 
-def free_port(wanted: int) -> int:
-    """`wanted`, or the next one on loopback that nobody listens on."""
+def free_port(wanted: int, taken: Collection[int] = ()) -> int:
+    """`wanted`, or the next one on loopback that nobody listens on and that is not among those `taken` already."""
     for port in range(wanted, wanted + 100):
+        if port in taken:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -103,20 +116,26 @@ def free_port(wanted: int) -> int:
 
 
 def write_configuration(directory: Path) -> tuple[Path, int]:
-    """Write `directory`/edgemail.toml with free ports; returns it and the smarthost's port."""
-    directory.mkdir(parents=True, exist_ok=True)
-    relay, smarthost, health = (free_port(port) for port in PORTS)
-    path = directory / "edgemail.toml"
+    """Write `directory`/edgemail.toml with free ports; returns it and the smarthost's port.
+
+    Raises SpoolBusy where a relay runs there already: its commands go by the file that is there.
+    """
     spool = directory.absolute() / "spool"
-    spool.mkdir(exist_ok=True)
+    ensure_free(spool)
+    spool.mkdir(parents=True, exist_ok=True)
+    ports: list[int] = []
+    for wanted in PORTS:
+        ports.append(free_port(wanted, ports))
+    relay, smarthost, health = ports
+    path = directory / "edgemail.toml"
     path.write_text(
-        CONFIG.format(path=path, smarthost=smarthost, spool=spool, relay=relay, health=health, owner=getpass.getuser())
+        CONFIG.format(smarthost=smarthost, spool=spool, relay=relay, health=health, owner=getpass.getuser())
     )
     return path, smarthost
 
 
-async def send(port: int, way: Way, unique: str) -> None:
-    """Hand the message over as a client does, printing the conversation."""
+async def send(port: int, way: Way, unique: str) -> bool:
+    """Hand the message over as a client does, printing the conversation; whether it was taken."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def expect(command: str = "") -> str:
@@ -130,19 +149,20 @@ async def send(port: int, way: Way, unique: str) -> None:
                 return line
 
     try:
-        await expect()
-        await expect("EHLO printer.demo.example")
-        await expect("MAIL FROM:<printer@demo.example>")
-        await expect("RCPT TO:<you@demo.example>")
-        await expect("DATA")
+        for command in OPENING:
+            if not (await expect(command)).startswith(("2", "3")):
+                return False
         date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
         writer.write(MESSAGE.format(date=date, unique=unique).encode())
         print("    C: (the message)")
         way.note("received   the client has said its final dot")
         reply = await expect(".")
+        if not reply.startswith("2"):
+            return False
         way.queue_id = reply.rpartition(" ")[2]
         way.note(f"committed  the relay said 250: message {way.queue_id} is on the medium, flushed")
         await expect("QUIT")
+        return True
     finally:
         writer.close()
         with contextlib.suppress(OSError):
@@ -186,16 +206,19 @@ async def demonstrate(directory: Path) -> int:
         print(f"\nedgemail relays on 127.0.0.1:{listening}; its smarthost listens on 127.0.0.1:{port}.")
         print("One message, handed over by SMTP:\n")
         way.began = time.monotonic()
-        await send(listening, way, unique)
-        try:
-            await asyncio.wait_for(way.arrived.wait(), WAIT_SECONDS)
-            await asyncio.sleep(0.3)  # for the log line that says it left the spool
-        except TimeoutError:
-            print(f"\nThe message did not arrive within {WAIT_SECONDS:.0f} s; the log above says why.")
-        print("\nIts way, in milliseconds from the first byte:\n")
-        for at, what in way.steps:
-            print(f"  {at * 1000:8.1f}  {what}")
-        print(hints(path, listening, maildir), flush=True)
+        if await send(listening, way, unique):
+            try:
+                await asyncio.wait_for(way.arrived.wait(), WAIT_SECONDS)
+                await asyncio.sleep(0.3)  # for the log line that says it left the spool
+            except TimeoutError:
+                print(f"\nThe message did not arrive within {WAIT_SECONDS:.0f} s; the log above says why.")
+            print("\nIts way, in milliseconds from the first byte:\n")
+            for at, what in way.steps:
+                print(f"  {at * 1000:8.1f}  {what}")
+        else:
+            print("\nThe relay did not take it; its last answer and the log above say why.")
+        page = f"http://127.0.0.1:{configuration.health.port}/" if configuration.health else ""
+        print(hints(path, listening, maildir, page), flush=True)
         relay.heed()
         await relay.serve_until_signal()
     finally:
@@ -211,7 +234,7 @@ def run(directory: str) -> int:
     return guarded(lambda: asyncio.run(demonstrate(Path(directory))))
 
 
-def hints(path: Path, port: int, maildir: Path) -> str:
+def hints(path: Path, port: int, maildir: Path, page: str) -> str:
     """How to send another one and where to look."""
     return f"""
 Send another one:
@@ -220,6 +243,7 @@ Send another one:
 Look:
     the mail      {maildir}/new
     the queue     EDGEMAIL_CONFIG={path} .venv/bin/mailq
+    the page      {page}
     the settings  .venv/bin/edgemail config -n --config {path}
     the log       on this terminal
 Stop it with Ctrl-C.
