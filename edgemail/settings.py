@@ -72,6 +72,7 @@ class Settings:
     relay_domains: Names = _p((), "list", "domains, and their subdomains, that anyone may send to through this box")
     fast_flush_domains: Names = _p(("$relay_domains",), "list", "domains whose mail may be asked for: ETRN, `postqueue -s`")
     fast_flush_rate_limit: int = _p(5, "int", "times that ETRN may ask for one of them per anvil_rate_time_unit; 0 = no limit")
+    odmr_domain_maps: Maps = _p((), "maps", "user to the domains, parted by commas, whose mail may be taken over by ATRN")
     relay_recipient_maps: Maps = _p((), "maps", "valid recipients in relay_domains; empty: any")
     local_recipient_maps: Maps = _p((), "maps", "valid recipients in mydestination beside the standard names; empty: none")
     parent_domain_matches_subdomains: Names = _p(("fast_flush_domains", "mynetworks", "relay_domains"), "list", "lists in which a domain stands for its subdomains too")
@@ -223,7 +224,7 @@ class Listener:
     name: str  # "lan", or "address:port" where none is given; in logs and status
     address: str  # an address, "*", or an interface name
     port: int  # 0 = a free one
-    profile: str  # lan, submission, submissions, legacy
+    profile: str  # lan, submission, submissions, legacy, odmr
     settings: Settings
     section: str = ""  # its place in the file, for messages: "listener[1]"; "" for the one that no file names
 

@@ -1,15 +1,21 @@
-"""`edgemail etrn`: ask a provider for our mail, through the running relay; what it said, and the exit code."""
+"""`edgemail etrn` and `edgemail atrn`: ask a provider for our mail, through the running relay.
+
+Owns what is printed of the answer, and the exit code.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from edgemail.boot.client import Office
-from edgemail.boot.frames import EX_OK, EX_TEMPFAIL, EX_UNAVAILABLE
+from edgemail.boot.client import Failure, Office
+from edgemail.boot.frames import EX_NOINPUT, EX_OK, EX_TEMPFAIL, EX_UNAVAILABLE
 
+NO_MAIL: Final = 453  # RFC 2645 5.2.1: all is well, and there is nothing
+REFUSED: Final = 450  # that these domains are not the user's
 NOT_ALLOWED: Final = 459  # RFC 1985 5.3: of all its 4yz replies the one that will be the same tomorrow
 
 
@@ -27,3 +33,24 @@ def etrn(path: str | None, host: str, nodes: Sequence[str], *, as_json: bool = F
         return EX_OK
     refused = any(code >= 500 or code == NOT_ALLOWED for code in codes)
     return EX_UNAVAILABLE if refused else EX_TEMPFAIL
+
+
+def atrn(
+    path: str | None, host: str, user: str, password_file: str, domains: Sequence[str], *, as_json: bool = False
+) -> int:
+    """What came, or why nothing did; 0 also when there was nothing, 75 when another time may be better, else 69."""
+    try:
+        with Path(password_file).open(encoding="utf-8") as file:
+            password = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{password_file}: {getattr(error, 'strerror', None) or error}", EX_NOINPUT) from error
+    wanted = {"host": host, "user": user, "password": password, "domains": list(domains)}
+    found = Office.of(path).ask({"verb": "atrn", **wanted}, lambda _: None)
+    code, count = int(found["code"]), found["count"]
+    if as_json:
+        sys.stdout.write(json.dumps({"code": code, "reply": found["reply"], "count": count}) + "\n")
+    else:
+        sys.stdout.write(f"{found['reply']}\n{count} message{'' if count == 1 else 's'} received\n")
+    if code // 100 == 2 or code == NO_MAIL:
+        return EX_OK
+    return EX_UNAVAILABLE if code >= 500 or code == REFUSED else EX_TEMPFAIL

@@ -5,27 +5,46 @@ Owns the verbs of the control socket for it and what their answers look like; th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from edgemail.boot.control import Channel, Refused, Verb
 from edgemail.boot.frames import EX_TEMPFAIL, EX_UNAVAILABLE
-from edgemail.relay.send.call import ETRN_PORT, Caller, CallFailed, provider
+from edgemail.clock import Clock
+from edgemail.relay.receive.listen import Server
+from edgemail.relay.receive.policy import Policy
+from edgemail.relay.receive.service import Service
+from edgemail.relay.receive.stamp import cipher_words
+from edgemail.relay.send.call import ATRN_PORT, ETRN_PORT, Caller, CallFailed, provider
+from edgemail.relay.send.credentials import Login
+from edgemail.relay.send.session import Broken, Session
 from edgemail.relay.wire.grammar import is_domain, is_literal
 from edgemail.reply import Reply
+from edgemail.settings import Configuration, Listener
 
 MAX_NODES: Final = 100  # limit: domains that one command asks a provider for
 
+ALIVE_SECONDS: Final = 60.0  # limit: seconds until a command that waits hears that the session goes on
+
 
 class Calls:
-    """Calls to providers. `etrn` is also for links that come up."""
+    """Calls to providers. `etrn` and `atrn` are also for links that come up."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(
+        self, caller: Caller, server: Server, clock: Clock, configuration: Callable[[], Configuration]
+    ) -> None:
+        """`server`: it takes the mail that ATRN brings, as it does that of its own listeners."""
         self._caller = caller
+        self._server = server
+        self._clock = clock
+        self._configuration = configuration
 
     def verbs(self) -> dict[str, Verb]:
         """For ControlServer. They make the relay connect to whatever host they name: not for everybody."""
-        return {"etrn": Verb(self._etrn, owner=True)}
+        return {"etrn": Verb(self._etrn, owner=True), "atrn": Verb(self._atrn, owner=True)}
 
     async def etrn(self, host: str, nodes: Sequence[str]) -> list[tuple[str, Reply]]:
         """Ask HOST[:PORT] to start its queue for domains; its replies. Raises CallFailed, ValueError with a hint."""
@@ -42,6 +61,62 @@ class Calls:
         for node, reply in found:
             await channel.say({"node": node, "code": reply.code, "reply": str(reply)})
         return {"count": len(found)}
+
+    async def atrn(self, host: str, user: str, password: str, domains: Sequence[str]) -> tuple[Reply, int]:
+        """Take the mail of our domains from HOST[:PORT] over one connection: its reply, how many messages came.
+
+        Returns when the connection has ended. Raises CallFailed, ValueError with a hint.
+        """
+        names = [checked(name).lower() for name in domains]
+        if "\0" in user + password:
+            raise ValueError("a user name or password with a NUL")
+        reply, session = await self._caller.atrn(provider(host, ATRN_PORT), Login(user, password), names)
+        return reply, 0 if session is None else await self._receive(session, tuple(names))
+
+    async def _receive(self, session: Session, names: tuple[str, ...]) -> int:
+        """Be the server on a connection that was turned round, for mail of these domains and no other."""
+        configuration, peer = self._configuration(), session.peer
+        settings = replace(
+            configuration.settings,
+            mynetworks=(),
+            mydestination=(),
+            relay_domains=names,
+            parent_domain_matches_subdomains=(),
+            fast_flush_domains=(),
+            smtpd_relay_restrictions=("reject_unauth_destination",),
+            smtpd_recipient_restrictions=(),
+            smtpd_sasl_auth_enable=False,
+            smtpd_tls_security_level="none",  # what the connection has it got before it was turned round
+            smtpd_tls_wrappermode=False,
+            smtpd_client_event_limit_exceptions=(),
+            smtpd_client_message_rate_limit=0,
+            smtpd_client_recipient_rate_limit=0,
+        )
+        policy = Policy(settings, Path(configuration.path).parent, monotonic=self._clock.monotonic)
+        service = Service(Listener("atrn", peer.address, peer.port, "lan", settings), policy, None, None)
+        found = session.tls.cipher() if session.tls is not None else None
+        words = cipher_words(found[1], found[0], found[2], found[2]) if found is not None else ""
+        try:
+            transport = session.release()
+        except Broken as broken:
+            raise CallFailed(broken.reply.text) from broken
+        return await self._server.serve(transport, service, peer.address, name=peer.host, tls=words)
+
+    async def _atrn(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
+        host, domains = _named(request)
+        user, password = request.get("user"), request.get("password")
+        if not isinstance(user, str) or not isinstance(password, str) or not user:
+            raise Refused("user, password: text is wanted")
+        work = asyncio.ensure_future(self.atrn(host, user, password, domains))
+        while not (await asyncio.wait([work], timeout=ALIVE_SECONDS))[0]:
+            await channel.say({"alive": True})
+        try:
+            reply, count = await work
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        except CallFailed as failed:
+            raise Refused(str(failed), EX_TEMPFAIL if failed.temporary else EX_UNAVAILABLE) from failed
+        return {"code": reply.code, "reply": str(reply), "count": count}
 
 
 def _named(request: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -92,8 +92,21 @@ def parser() -> argparse.ArgumentParser:
     etrn.add_argument("domains", nargs="+", metavar="DOMAIN", help="@DOMAIN: with all below it; #NAME: a queue of its")
     etrn.add_argument("--json", action="store_true", help="JSON lines, for programs")
     etrn.set_defaults(run=_etrn)
+    atrn = commands.add_parser(
+        "atrn",
+        help="take the mail that a provider keeps for us, over one connection (ATRN)",
+        description="Take the mail that waits at a provider for our domains, over the connection that asks for it.",
+        epilog="exit codes: 0 taken, or there was none; 69 refused, 75 not now",
+    )
+    atrn.add_argument("host", metavar="HOST[:PORT]", help="the provider; port 366 unless it is named")
+    atrn.add_argument("domains", nargs="+", metavar="DOMAIN", help="mail for these is taken, and no other")
+    atrn.add_argument("--user", required=True, help="as whom to log in")
+    atrn.add_argument("--password-file", required=True, metavar="FILE", help="its first line is the password")
+    atrn.add_argument("--json", action="store_true", help="as JSON")
+    atrn.set_defaults(run=_atrn)
     passwd = commands.add_parser("passwd", help="set or delete a user's password for AUTH")
     passwd.add_argument("--delete", action="store_true", help="take the user away")
+    passwd.add_argument("--cram", action="store_true", help="for ATRN with CRAM-MD5: the file then holds the password")
     passwd.add_argument("user", metavar="USER")
     passwd.set_defaults(run=_passwd)
     demo = commands.add_parser("demo", help="run a relay on loopback and show a message's way through it")
@@ -232,11 +245,19 @@ def _etrn(arguments: argparse.Namespace) -> int:
     return etrn(arguments.config, arguments.host, arguments.domains, as_json=arguments.json)
 
 
+def _atrn(arguments: argparse.Namespace) -> int:
+    from edgemail.boot.asking import atrn
+
+    given = arguments.host, arguments.user, arguments.password_file, arguments.domains
+    return atrn(arguments.config, *given, as_json=arguments.json)
+
+
 def _passwd(arguments: argparse.Namespace) -> int:
     from edgemail.boot import config
     from edgemail.boot.passwd import passwd
 
-    return passwd(config.load(config.find(arguments.config), files=False), arguments.user, delete=arguments.delete)
+    found = config.load(config.find(arguments.config), files=False)
+    return passwd(found, arguments.user, delete=arguments.delete, recoverable=arguments.cram)
 
 
 def _version(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ EX_CANTCREAT: Final = 73
 EX_CONFIG: Final = 78
 
 
-def passwd(configuration: Configuration, user: str, *, delete: bool = False) -> int:
+def passwd(configuration: Configuration, user: str, *, delete: bool = False, recoverable: bool = False) -> int:
     """Edit the password file of the configuration; returns the exit code. What went wrong is said on stderr."""
     path = password_file(configuration)
     if not path:
@@ -35,7 +35,8 @@ def passwd(configuration: Configuration, user: str, *, delete: bool = False) -> 
         password = ask(user)
         if not password:
             return _failed("no password was given; nothing is changed", EX_DATAERR)
-        auth.set_password(path, user, password, owner=_owner(configuration.settings.mail_owner))
+        owner = _owner(configuration.settings.mail_owner)
+        auth.set_password(path, user, password, owner=owner, recoverable=recoverable)
     except ValueError as error:
         return _failed(str(error), EX_USAGE)
     except (OSError, TableError) as error:

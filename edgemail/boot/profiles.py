@@ -24,6 +24,14 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     "submission": _SUBMISSION,
     # the same with TLS from the first byte, port 465 (RFC 8314)
     "submissions": {**_SUBMISSION, "smtpd_tls_wrappermode": True, "syslog_name": "edgemail/submissions"},
+    # customers who come for their mail with ATRN, port 366 (RFC 2645): login; in clear by CRAM-MD5 alone
+    "odmr": {
+        "smtpd_sasl_auth_enable": True,
+        "smtpd_relay_restrictions": ["permit_sasl_authenticated", "reject"],
+        "smtpd_reject_unlisted_recipient": False,
+        "disable_vrfy_command": True,
+        "syslog_name": "edgemail/odmr",
+    },
     # old devices: lines that end anyhow; STARTTLS is not shown, for they would try TLS 1.0 and give up
     "legacy": {
         "smtpd_legacy_line_ends": True,

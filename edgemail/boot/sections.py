@@ -168,6 +168,9 @@ class Reading:
         self._found(scope, checks.of_listener(mine))
         if files:
             self._found(scope, checks.of_files(mine))
+        if profile == "odmr" and not mine.odmr_domain_maps:
+            hint = 'for example odmr_domain_maps = [{ "ship" = "ship.example" }]'
+            self.problem(f"{section}.profile", "odmr needs odmr_domain_maps: who may have whose mail", hint)
         port = self._port(table.get("port"), section)
         name = table.get("name")
         if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail import __version__
-from edgemail.boot import certs, config, log, privileges
+from edgemail.boot import certs, config, log, odmr, privileges
 from edgemail.boot.calls import Calls
 from edgemail.boot.control import SOCKET_NAME, ControlServer
 from edgemail.boot.routes import survey
@@ -84,7 +84,7 @@ class Relay:
             self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
             undo.push_async_callback(self.store.close)
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
-            self.configuration = certs.ensure(self.configuration, self.clock)
+            self.configuration = odmr.with_turned(certs.ensure(self.configuration, self.clock))
             self._compose()
             await self.scheduler.load()
             self.uplinks.start()
@@ -115,10 +115,11 @@ class Relay:
             configuration,
             resolver=self.resolver,
             credentials=credentials,
-            notice=lambda cls, subject, text: self.scheduler.notice(cls, subject, text),
+            notice=lambda *notice: self.scheduler.notice(*notice),  # noqa: PLW0108 - it is made further down
         )
         self.caller = Caller(clock, configuration, self.resolver, credentials)
-        self.calls = Calls(self.caller)
+        self.calls = Calls(self.caller, self.server, clock, lambda: self.configuration)
+        self.provider = odmr.Provider(clock, configuration, self.courier, self.router.route, self.stopping)
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(
             self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up
@@ -127,11 +128,12 @@ class Relay:
             self.store,
             clock,
             configuration,
-            self.router.route,
+            self.provider.route,
             self._deliver,
             random=random.Random(),
             links=self.links,
         )
+        self.provider.queue = self.scheduler
         self.status = Status(self)
         self.scheduler.bind_deliveries(self.status.guards.deliveries)
         self.reception = Reception(
@@ -146,6 +148,7 @@ class Relay:
             peername=self.resolver.peername,
             crowded=self.status.guards.session_refusal,
             flush=self.flush_node,
+            turn=self.provider.turn,
         )
         self.desk = Desk(
             self.store,
@@ -154,7 +157,7 @@ class Relay:
             lambda: self.configuration,
             reload=self.reload,
             refusal=self.refusal,
-            route=self.router.route,
+            route=self.provider.route,
             status=self.status.summary,
             routes=lambda: survey(self.scheduler.sites(), self.links.snapshot()),
         )
@@ -207,7 +210,7 @@ class Relay:
             fresh = await asyncio.to_thread(config.load, self.configuration.path)
             for needed in config.restart_needed(self.configuration, fresh):
                 logger.warning("warning: %s", needed)
-            fresh = certs.ensure(fresh, self.clock)
+            fresh = odmr.with_turned(certs.ensure(fresh, self.clock))
             try:
                 self._take(fresh)
             except BaseException:
@@ -223,6 +226,7 @@ class Relay:
         self.resolver.reload(fresh)
         self.courier.reload(fresh)
         self.caller.reload(fresh)
+        self.provider.reload(fresh)
         self.links.reload(fresh)
         self.uplinks.reload(fresh)
         self.scheduler.reload(fresh)

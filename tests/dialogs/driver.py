@@ -10,6 +10,7 @@ from edgemail.envelope import Address
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.dialog import Dialog
 from edgemail.relay.wire.events import (
+    Atrn,
     Auth,
     AuthResponse,
     Bad,
@@ -108,6 +109,8 @@ class Driver:
                 return replies.verified(argument)
             case Etrn():
                 return replies.ETRN_STARTED
+            case Atrn():
+                return replies.ATRN_TURNING
             case Reset():
                 return replies.OK
             case Noop(reply) | Bad(reply):

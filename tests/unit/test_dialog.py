@@ -13,7 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.dialog import RECIPIENT_OVERSHOOT, Dialog
-from edgemail.relay.wire.events import Auth, AuthResponse, Bad, Begin, Content, End, Etrn, Hello, Mail, Rcpt, StartTls
+from edgemail.relay.wire.events import (
+    Atrn,
+    Auth,
+    AuthResponse,
+    Bad,
+    Begin,
+    Content,
+    End,
+    Etrn,
+    Hello,
+    Mail,
+    Rcpt,
+    StartTls,
+)
 from edgemail.relay.wire.extensions import ALWAYS
 from edgemail.relay.wire.lines import AUTH_LINE_LIMIT, DROPPED_LIMIT
 from edgemail.relay.wire.states import BEFORE_TLS, TRANSITIONS, State
@@ -31,10 +44,12 @@ RCPT = b"RCPT TO:<b@example.com>\r\n"
 OPENING = HELO + MAIL + RCPT
 
 
-def started(mechanisms: tuple[str, ...] = (), tls: bool = False, etrn: bool = False, **given_settings: Any) -> Driver:
+def started(
+    mechanisms: tuple[str, ...] = (), tls: bool = False, etrn: bool = False, atrn: bool = False, **given_settings: Any
+) -> Driver:
     """A greeted session with these settings, and as many errors as it likes."""
     values = {"smtpd_hard_error_limit": 1_000_000, "smtpd_junk_command_limit": 1_000_000, **given_settings}
-    dialog = Dialog(Settings(myhostname=HOST, **values), tls=tls, mechanisms=mechanisms, etrn=etrn)
+    dialog = Dialog(Settings(myhostname=HOST, **values), tls=tls, mechanisms=mechanisms, etrn=etrn, atrn=atrn)
     driver = Driver(dialog)
     assert driver.greet() == b"220 gw7.example.com ESMTP edgemail\r\n"
     return driver
@@ -76,6 +91,7 @@ COMMANDS = {
     "STARTTLS": b"STARTTLS\r\n",
     "AUTH": b"AUTH PLAIN\r\n",
     "ETRN": b"ETRN example.com\r\n",
+    "ATRN": b"ATRN example.com\r\n",
 }
 # First digit of the reply in each state, in the order of State; written down apart from the table that it checks.
 EXPECTED = {
@@ -94,14 +110,17 @@ EXPECTED = {
     "STARTTLS": "22555",
     "AUTH": "53555",
     "ETRN": "52555",
+    "ATRN": "52555",
 }
 
 
 @pytest.mark.parametrize("verb", TRANSITIONS)
 @pytest.mark.parametrize("state", State)
 def test_every_verb_in_every_state(state: State, verb: str) -> None:
-    driver = started(("PLAIN",), etrn=True, smtpd_sasl_auth_enable=True, smtpd_tls_auth_only=False)
+    driver = started(("PLAIN",), etrn=True, atrn=True, smtpd_sasl_auth_enable=True, smtpd_tls_auth_only=False)
     driver.receive(b"NOOP\r\n" + OPENINGS[state])
+    if verb == "ATRN":
+        driver.dialog.authenticated("user")
     before = len(driver.events)
     reply = driver.receive(COMMANDS[verb])
     assert reply[:1].decode() == EXPECTED[verb][state]
@@ -430,6 +449,43 @@ def test_http_is_closed(line: bytes) -> None:
     assert driver.dialog.closed
     assert isinstance(driver.events[-1], Bad)
     assert driver.events[-1].fatal
+
+
+ATRN = {
+    "": Atrn(()),
+    "example.com": Atrn(("example.com",)),
+    "a.example,b.example": Atrn(("a.example", "b.example")),
+    "a.example , b.example": Atrn(("a.example", "b.example")),
+    "a.example,": None,
+    ",": None,
+    "a b": None,
+    "-x": None,
+    "@example.com": None,
+    "[192.0.2.1]": None,
+}
+
+
+@pytest.mark.parametrize(("argument", "event"), ATRN.items())
+def test_atrn(argument: str, event: Atrn | None) -> None:
+    driver = started(atrn=True)
+    driver.receive(HELO)
+    driver.dialog.authenticated("user")
+    reply = driver.receive(f"ATRN {argument}".encode() + b"\r\nNOOP\r\n")
+    if event is None:
+        assert reply == replies.ATRN_SYNTAX.encode() + replies.OK.encode()
+    else:
+        assert driver.events[-1] == event
+        assert reply == replies.ATRN_TURNING.encode()  # and nothing that stands behind it is read
+
+
+def test_atrn_is_for_users_on_its_own_listeners() -> None:
+    line = b"ATRN example.com\r\n"
+    assert started().receive(HELO + line).endswith(replies.NOT_IMPLEMENTED.encode())
+    assert started(atrn=True).receive(line) == replies.AUTHENTICATION_REQUIRED.encode()
+    assert started(atrn=True).receive(HELO + line).endswith(b"\r\n" + replies.AUTHENTICATION_REQUIRED.encode())
+    offer = started(("CRAM-MD5",), etrn=True, atrn=True, smtpd_sasl_auth_enable=True, smtpd_tls_auth_only=True)
+    lines = offer.receive(b"EHLO x\r\n").decode().split("\r\n")
+    assert lines.index("250-ETRN") < lines.index("250-ATRN") < lines.index("250-AUTH CRAM-MD5")  # before any login
 
 
 ETRN_FAULTS = {

@@ -19,7 +19,7 @@ from edgemail.relay.queue.dispatch import Dispatch, domains
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
 from edgemail.relay.queue.requeue import requeue
-from edgemail.relay.queue.waiting import Flag, Waiting
+from edgemail.relay.queue.waiting import Flag, Stand, Waiting
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
 
@@ -76,6 +76,24 @@ class Orders:
                 self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH)
                 count += 1
         return count
+
+    def waits(self, names: Collection[str]) -> bool:
+        """Whether there is mail for one of these domains that a flush would try."""
+        if self._in_hand(names):
+            return True
+        found = ((mail, name) for name in names for mail in self._waiting.of_domain(name))
+        return any(mail in self._waiting and self._matches(mail, name, None) for mail, name in found)
+
+    def pressing(self, names: Collection[str]) -> bool:
+        """Whether mail for one of these domains is under way, or waits for its turn and nothing else."""
+        soon = (Stand.LANE, Stand.PARKED)
+        found = (mail for name in names for mail in self._waiting.of_domain(name))
+        return self._in_hand(names) or any(self._waiting.stand(mail) in soon for mail in found)
+
+    def _in_hand(self, names: Collection[str]) -> bool:
+        wanted = {name.lower() for name in names}
+        found = (name for active in self._dispatch.active.values() for name in domains(active.envelope))
+        return any(name.lower() in wanted for name in found)
 
     async def hold(self, ids: Collection[int], reason: str) -> list[int]:
         """No further attempt until they are released; one that is under way is finished."""

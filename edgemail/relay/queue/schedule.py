@@ -319,6 +319,16 @@ class Scheduler:
         self._settle_arrivals()
         return await self._orders.flush(ids, domain, site)
 
+    def waits(self, names: Collection[str]) -> bool:
+        """See `Orders.waits`."""
+        self._settle_arrivals()
+        return self._orders.waits(names)
+
+    def pressing(self, names: Collection[str]) -> bool:
+        """See `Orders.pressing`."""
+        self._settle_arrivals()
+        return self._orders.pressing(names)
+
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """See `Orders.hold`."""
         self._settle_arrivals()

@@ -1,7 +1,8 @@
-"""Logging in at a listener: the exchanges of AUTH PLAIN and LOGIN, and the file of users with their hashed passwords.
+"""Logging in at a listener: the exchanges of AUTH, and the file of users with their passwords.
 
-A line of the file is `user:scrypt:N:r:p:salt:hash`, salt and hash in base64. Owns that form, its editing, and the check
-of a password. A password is never logged and never kept; a user who does not exist costs as much time as one who does.
+A line of the file is `user:scrypt:N:r:p:salt:hash`, salt and hash in base64; or, for CRAM-MD5, `user:cram:password`, in
+base64, which is no secret to who reads the file. Owns these forms, their editing, and the check of a password.
+A password is never logged and never kept; a user who does not exist costs as much time as one who does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgemail.watched import Watched, read_text
 log = logging.getLogger("edgemail.smtpd")
 
 MECHANISMS: Final = ("PLAIN", "LOGIN")
+CRAM_MD5: Final = "CRAM-MD5"  # for ATRN alone, whose clients know nothing else
 MAX_NAME: Final = 255  # limit: octets of a user name
 MAX_PASSWORD: Final = 4096  # limit: octets of a password
 SCRYPT_MEMORY: Final = 4 * 1024 * 1024  # limit: bytes that the check of one password takes; one is checked at a time
@@ -49,18 +51,31 @@ class Login:
         return f"Login({self.user!r})"  # never the password, not in a traceback either
 
 
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a client wants to be taken for, proven by CRAM-MD5 (RFC 2195): the password itself was not said."""
+
+    user: str
+    challenge: bytes
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"Digest({self.user!r})"  # the password could be guessed from the rest
+
+
 class Exchange:
     """One AUTH, from the command to the login. Without IO."""
 
-    __slots__ = ("_begun", "_user", "mechanism")
+    __slots__ = ("_begun", "_challenge", "_user", "mechanism")
 
-    def __init__(self, mechanism: str) -> None:
-        """`mechanism`: one of MECHANISMS."""
+    def __init__(self, mechanism: str, host: str = "localhost") -> None:
+        """`mechanism`: one of MECHANISMS, or CRAM_MD5, for whose challenge `host` is."""
         self.mechanism = mechanism
         self._begun = False
         self._user: bytes | None = None
+        self._challenge = f"<{secrets.token_hex(16)}@{host}>".encode() if mechanism == CRAM_MD5 else b""
 
-    def step(self, data: bytes | None) -> bytes | Login | None:
+    def step(self, data: bytes | None) -> bytes | Login | Digest | None:
         """Answer to the client's response (at first: the initial one, None for none).
 
         The next challenge, or the login; None when the response makes no sense.
@@ -69,7 +84,9 @@ class Exchange:
             if self._begun:
                 return None
             self._begun = True
-            return b"" if self.mechanism == "PLAIN" else b"Username:"
+            return self._challenge or (b"" if self.mechanism == "PLAIN" else b"Username:")
+        if self.mechanism == CRAM_MD5:
+            return _cram(self._challenge, data) if self._begun else None  # the server speaks first
         self._begun = True
         if self.mechanism == "PLAIN":
             return _plain(data)
@@ -97,7 +114,36 @@ def _login(user: bytes, password: bytes) -> Login | None:
     return Login(name, password)
 
 
+def _cram(challenge: bytes, response: bytes) -> Digest | None:
+    """RFC 2195 2: the name, a blank, 32 digits."""
+    user, _, digest = response.rpartition(b" ")
+    if len(digest) != 32 or not digest.isalnum():
+        return None
+    login = _login(user, b"")
+    return Digest(login.user, challenge, digest.decode().lower()) if login is not None else None
+
+
 # ---- passwords
+
+
+@dataclass(frozen=True, slots=True)
+class Recoverable:
+    """A password as the file keeps it for CRAM-MD5: as it is."""
+
+    password: bytes
+
+    def __repr__(self) -> str:
+        return "Recoverable()"
+
+    def __str__(self) -> str:
+        return f"cram:{b64encode(self.password).decode('ascii')}"
+
+    def fits(self, password: bytes) -> bool:
+        return hmac.compare_digest(password, self.password)
+
+    def answers(self, challenge: bytes, digest: str) -> bool:
+        """Whether `digest` is what who knows the password makes of `challenge`."""
+        return hmac.compare_digest(hmac.new(self.password, challenge, "md5").hexdigest(), digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +192,32 @@ class Hashed:
         return hmac.compare_digest(self.made_of(password).hash, self.hash)
 
 
+Password = Hashed | Recoverable
+
+
+def parse_password(text: str) -> Password:
+    """What stands behind "user:". ValueError without any of the text."""
+    kind, _, secret = text.partition(":")
+    if kind != "cram":
+        return Hashed.parse(text)
+    try:
+        return Recoverable(b64decode(secret, validate=True))
+    except ValueError:
+        raise ValueError("expected user:cram:password, in base64") from None
+
+
 NOBODY: Final = Hashed(N, R, P, b"\0" * SALT, b"\0" * LENGTH)  # checked for users who do not exist
 
 
-def parse_users(path: Path, text: str) -> Mapping[str, Hashed]:
+def parse_users(path: Path, text: str) -> Mapping[str, Password]:
     """The users of a password file. What cannot be read is passed over, with a warning that quotes none of it."""
-    users: dict[str, Hashed] = {}
+    users: dict[str, Password] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         user, _, rest = line.partition(":")
         try:
-            users[user] = Hashed.parse(rest.strip())
+            users[user] = parse_password(rest.strip())
         except ValueError as error:
             log.warning("warning: %s:%d: %s; the line is passed over", path, number, error)
     return users
@@ -171,9 +231,9 @@ class Passwords:
         self._path = Path(path)
         self._worker = worker
         self._monotonic = monotonic
-        self._file: Watched[Mapping[str, Hashed]] | None = None
+        self._file: Watched[Mapping[str, Password]] | None = None
 
-    def users(self) -> Mapping[str, Hashed]:
+    def users(self) -> Mapping[str, Password]:
         """Everybody in the file. Raises TableError when it never could be read."""
         if self._file is None:
             self._file = Watched(self._path, parse_users, self._monotonic)
@@ -183,9 +243,13 @@ class Passwords:
         """For the log: a name that is none may be a password that was typed in the wrong place."""
         return user in self.users()
 
-    async def verify(self, login: Login) -> bool:
+    async def verify(self, login: Login | Digest) -> bool:
         """Whether the password is this user's. Raises TableError."""
         hashed = self.users().get(login.user)
+        if isinstance(login, Digest):
+            known = isinstance(hashed, Recoverable)
+            secret = hashed if isinstance(hashed, Recoverable) else Recoverable(secrets.token_bytes(SALT))
+            return secret.answers(login.challenge, login.digest) and known
         loop = asyncio.get_running_loop()
         fits = await loop.run_in_executor(self._worker, (hashed or NOBODY).fits, login.password)
         return fits and hashed is not None
@@ -194,10 +258,12 @@ class Passwords:
 # ---- editing
 
 
-def set_password(path: str, user: str, password: str, *, owner: tuple[int, int] | None = None) -> None:
+def set_password(
+    path: str, user: str, password: str, *, owner: tuple[int, int] | None = None, recoverable: bool = False
+) -> None:
     """Give a user a password; the file is made where there is none. Raises OSError, ValueError and TableError.
 
-    `owner`: uid and gid of a file that is made; one that is there keeps its own.
+    `owner`: uid and gid of a file that is made; one that is there keeps its own. `recoverable`: for CRAM-MD5.
     """
     if not user or any(char.isspace() or char in ":#" or not char.isprintable() for char in user):
         raise ValueError("a user has a name without blanks, colons and '#'")
@@ -205,7 +271,7 @@ def set_password(path: str, user: str, password: str, *, owner: tuple[int, int] 
         raise ValueError(f"a password has 1 to {MAX_PASSWORD} octets, a name up to {MAX_NAME}")
     if "\0" in password:
         raise ValueError("a password cannot hold a NUL")
-    line = f"{user}:{Hashed.of(password.encode())}"
+    line = f"{user}:{Recoverable(password.encode()) if recoverable else Hashed.of(password.encode())}"
 
     def edit(lines: list[str]) -> bool:
         places = [number for number, each in enumerate(lines) if each.partition(":")[0] == user]

@@ -13,15 +13,16 @@ from edgemail.counters import Counter
 from edgemail.envelope import Disposal, Envelope, Origin, Recipient
 from edgemail.errors import EdgemailError, SpoolError, TableError
 from edgemail.relay.receive.arrival import Arrival
-from edgemail.relay.receive.auth import Exchange, Login
+from edgemail.relay.receive.auth import Digest, Exchange, Login
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
-from edgemail.relay.receive.reception import Reception
+from edgemail.relay.receive.reception import Reception, Turning
 from edgemail.relay.receive.service import Service
 from edgemail.relay.receive.stamp import protocol
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.dialog import Dialog
 from edgemail.relay.wire.events import (
+    Atrn,
     Auth,
     AuthResponse,
     Bad,
@@ -59,11 +60,13 @@ class Clerk:
         "client",
         "committing",
         "dialog",
+        "messages",
         "name",
         "reception",
         "service",
         "tls",
         "tried_auth",
+        "turning",
         "visit",
     )
 
@@ -78,6 +81,8 @@ class Clerk:
         self.blame: set[str] = set()  # classes of errors that the client made: policy, protocol
         self.committing = False
         self.tried_auth = False
+        self.messages = 0  # taken in this session
+        self.turning: Turning | None = None  # what ATRN has agreed on, to be run behind its 250
         self._mail: Mail | None = None
         self._recipients: list[Recipient] = []
         self._taken: set[tuple[str, str]] = set()  # the recipients, to keep each once
@@ -130,7 +135,9 @@ class Clerk:
             await self._abort(arrival)
 
     async def abandon(self) -> None:
-        """The message in hand, if any, will not be completed."""
+        """The message in hand, if any, will not be completed; nor what ATRN has agreed on, if it has not begun."""
+        if self.turning is not None:
+            self.turning.release()
         arrival, self._arrival = self._arrival, None
         if arrival is not None:
             await self._abort(arrival)
@@ -158,7 +165,7 @@ class Clerk:
             await self._reset()
             return replies.OK
         if isinstance(event, Auth):
-            self._exchange = Exchange(event.mechanism)
+            self._exchange = Exchange(event.mechanism, self.service.settings.myhostname)
             return await self._login(event.initial)
         if isinstance(event, AuthResponse):
             return replies.AUTH_ABORTED if event.data is None else await self._login(event.data)
@@ -166,6 +173,8 @@ class Clerk:
             return replies.verified(event.argument)
         if isinstance(event, Etrn):
             return await self._etrn(event)
+        if isinstance(event, Atrn):
+            return self._atrn(event)
         if isinstance(event, Noop | Bad):
             return event.reply
         return replies.BYE if isinstance(event, Quit) else replies.NOT_IMPLEMENTED
@@ -269,6 +278,7 @@ class Clerk:
 
     def _accept(self, envelope: Envelope) -> None:
         """Tell the queue. Whatever goes wrong there, the message is in the spool, and is found at the next start."""
+        self.messages += 1
         MESSAGES.add(self.service.name)
         OCTETS.add(self.service.name, by=envelope.size)
         try:
@@ -295,6 +305,17 @@ class Clerk:
         self.service.log.info("etrn from %s: %s, %d messages", self.label, node, count)
         return replies.ETRN_STARTED
 
+    def _atrn(self, event: Atrn) -> Reply:
+        """RFC 2645: the client takes its mail over this very connection; `turning` says how."""
+        turn = self.reception.turn
+        if turn is None:
+            return replies.NOT_IMPLEMENTED
+        found = turn(self.client.user, self.client.address, event.domains)
+        if isinstance(found, Reply):
+            return found
+        self.turning = found
+        return replies.ATRN_TURNING
+
     # ---- login
 
     async def _login(self, data: bytes | None) -> Reply:
@@ -306,12 +327,12 @@ class Clerk:
         if isinstance(step, bytes):
             return replies.challenge(step)
         try:
-            if isinstance(step, Login) and await passwords.verify(step):
+            if isinstance(step, Login | Digest) and await passwords.verify(step):
                 self.client = replace(self.client, user=step.user)
                 self.dialog.authenticated(step.user)
                 return replies.AUTHENTICATED
             # a name that is none of ours may be a password, typed in the wrong place
-            user = step.user if isinstance(step, Login) and passwords.knows(step.user) else "(unknown)"
+            user = step.user if isinstance(step, Login | Digest) and passwords.knows(step.user) else "(unknown)"
         except TableError as error:
             self.service.log.error("error: %s", error)
             return replies.AUTH_UNAVAILABLE
@@ -332,12 +353,12 @@ class Clerk:
         """Postfix's line for a refused envelope or message, and what class of error it was."""
         if isinstance(event, Bad | AuthResponse) and reply.permanent:
             self.blame.add("protocol")
-        elif isinstance(event, Mail | Rcpt | Etrn):
+        elif isinstance(event, Mail | Rcpt | Etrn | Atrn):
             self.blame.add("policy")
         elif isinstance(event, End) and reply.permanent:
             self.blame.add("protocol" if event.fault is replies.BAD_LINE_ENDS else "policy")
         verb = verb_of(event)
-        if not isinstance(event, Mail | Rcpt | Begin | End | Etrn):
+        if not isinstance(event, Mail | Rcpt | Begin | End | Etrn | Atrn):
             return
         sender = event.sender if isinstance(event, Mail) else self._mail.sender if self._mail else ""
         to = f" to=<{event.recipient}>" if isinstance(event, Rcpt) else ""

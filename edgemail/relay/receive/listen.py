@@ -250,6 +250,22 @@ class Server:
         self._relief = None
         self._relieve()
 
+    async def serve(self, transport: asyncio.Transport, service: Service, address: str, *, name: str, tls: str) -> int:
+        """Be the server on a connection that this box made, from the greeting on (ATRN's other side).
+
+        `name` and `address`: the peer's; `tls`: what there is to say of TLS if the connection has it. Returns, when
+        the session has ended, how many messages it brought.
+        """
+        visit = self._anvil.visit(service.name, address, service.settings, exempt=True)
+        session = Session(self._reception, service, visit, address, self._gone, tls=tls)
+        session.clerk.name = name
+        self._sessions.add(session)
+        SESSIONS.set(len(self._sessions))
+        transport.set_protocol(session)
+        session.connection_made(transport)
+        await asyncio.wait([session.task])  # which is not cancelled with us: it ends with the others
+        return session.clerk.messages
+
     def _gone(self, session: Session) -> None:
         self._sessions.discard(session)
         SESSIONS.set(len(self._sessions))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from edgemail.clock import Clock
 from edgemail.envelope import Address, Envelope, Route
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Intakes
+
+
+class Turning(Protocol):
+    """Mail that is about to be sent over a connection which the client made (ATRN). It is to be run, once."""
+
+    async def run(self, transport: asyncio.Transport) -> None:
+        """Be the client on this connection until nothing waits any more, and close it. Raises CancelledError alone."""
+
+    def release(self) -> None:
+        """Nothing comes of it, or it is over: another may ask for this mail. Safe to call twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,8 @@ class Reception:
     flush: Callable[[str], Awaitable[int | None]] | None = None
     # ETRN: try what waits for a domain, "@" and a domain for those below it too, or "#" and a queue; how many messages
     # that are, None where there is no such queue
+    turn: Callable[[str, str, Sequence[str]], Turning | Reply] | None = None
+    # ATRN: for a user at an address and these domains, or all that are the user's; or why not
 
     @classmethod
     def alone(cls, spool: Intakes, clock: Clock, configuration: Configuration) -> Reception:

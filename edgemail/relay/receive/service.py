@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemail.clock import Clock
-from edgemail.relay.receive.auth import MECHANISMS, Passwords
+from edgemail.patterns import parse_address
+from edgemail.relay.receive.auth import CRAM_MD5, MECHANISMS, Passwords
 from edgemail.relay.receive.policy import Policy
 from edgemail.relay.receive.tls import ServerTls, key_of
 from edgemail.settings import Configuration, Listener
@@ -36,7 +37,7 @@ class Log(LoggerAdapter):
 class Service:
     """One listener, ready to serve."""
 
-    __slots__ = ("etrn", "listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
+    __slots__ = ("atrn", "etrn", "listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
 
     def __init__(self, listener: Listener, policy: Policy, passwords: Passwords | None, tls: ServerTls | None) -> None:
         self.listener = listener
@@ -44,14 +45,26 @@ class Service:
         self.policy = policy
         self.passwords = passwords
         self.tls = tls
+        self.atrn = listener.profile == "odmr"
         self.etrn = bool(listener.settings.fast_flush_domains)
-        self.mechanisms = MECHANISMS if passwords is not None else ()
+        self.mechanisms: tuple[str, ...] = MECHANISMS if passwords is not None else ()
+        if self.atrn and self.mechanisms:
+            self.mechanisms = (*MECHANISMS, CRAM_MD5)
         self.notify = frozenset(listener.settings.notify_classes) & TRANSCRIPT_CLASSES
         self.log = Log(logging.getLogger("edgemail.smtpd"), {"syslog_name": listener.settings.syslog_name})
 
     @property
     def name(self) -> str:
         return self.listener.name
+
+    def in_clear(self, address: str) -> tuple[str, ...]:
+        """The mechanisms that this client may use without TLS, where it may log in without at all."""
+        if not self.atrn or not self.settings.smtpd_tls_auth_only:
+            return self.mechanisms
+        client = parse_address(address)
+        if client is not None and client.is_loopback:
+            return self.mechanisms
+        return tuple(name for name in self.mechanisms if name == CRAM_MD5)
 
 
 def services(

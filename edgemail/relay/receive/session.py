@@ -27,7 +27,7 @@ from edgemail.relay.receive.tls import RECEIVE_SIZE
 from edgemail.relay.receive.transcript import Transcript
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.dialog import Dialog
-from edgemail.relay.wire.events import Begin, Command, Content, End, StartTls
+from edgemail.relay.wire.events import Atrn, Begin, Command, Content, End, StartTls
 from edgemail.reply import Reply
 
 READER_LIMIT: Final = 32 * 1024  # limit: bytes read ahead of a session; the socket is paused at twice as much
@@ -54,15 +54,32 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
     line_length_limit = READER_LIMIT  # what aiosmtpd makes the stream reader's limit
 
     def __init__(
-        self, reception: Reception, service: Service, visit: Visit, address: str, ended: Callable[[Session], None]
+        self,
+        reception: Reception,
+        service: Service,
+        visit: Visit,
+        address: str,
+        ended: Callable[[Session], None],
+        *,
+        tls: str = "",
     ) -> None:
-        """`address`: the client's, without scope. The visit is left when the session ends."""
+        """`address`: the client's, without scope. The visit is left when the session ends.
+
+        `tls`: what there is to say of it on a connection that has it already.
+        """
         settings = service.settings
         super().__init__(None, hostname=settings.myhostname, loop=asyncio.get_running_loop())
         for table in (self._smtp_methods, self._auth_methods, self._handle_hooks):
             table.clear()  # the stock verbs; and they would tie the session into a cycle
-        self.dialog = Dialog(settings, mechanisms=service.mechanisms, etrn=service.etrn and reception.flush is not None)
+        self.dialog = Dialog(
+            settings,
+            tls=bool(tls),
+            mechanisms=service.in_clear(address),
+            etrn=service.etrn and reception.flush is not None,
+            atrn=service.atrn and reception.turn is not None,
+        )
         self.clerk = Clerk(reception, service, visit, self.dialog, Client(address))
+        self.clerk.tls = tls
         self._settings = settings
         self._ended = ended
         self._waiting: asyncio.Timeout | None = None  # what an impatient server may cut short
@@ -212,7 +229,8 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
             await self._pause(self.clerk.reception.flow())
         elif isinstance(event, End):
             await self._flush()  # the commit may take its time
-        reply = await self.clerk.answer(event)
+        early = isinstance(event, Atrn) and (dialog.unread or self._reader._buffer)
+        reply = replies.ATRN_PIPELINED if early else await self.clerk.answer(event)
         number = dialog.error_number(reply)
         if number >= settings.smtpd_hard_error_limit:
             self.clerk.service.log.info("too many errors after %s from %s", self._last, self.clerk.label)
@@ -221,6 +239,11 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         elif number > settings.smtpd_soft_error_limit or reply.code == replies.AUTH_REFUSED.code:
             await self._pause(settings.smtpd_error_sleep_time)
         self._give(reply)
+        if self.clerk.turning is not None:
+            await self._flush()
+            dialog.closed, transport, self.transport = True, self.transport, None
+            if transport is not None:
+                await self.clerk.turning.run(transport)  # the connection is not ours any more
 
     def _give(self, reply: Reply) -> None:
         self.dialog.answer(reply)

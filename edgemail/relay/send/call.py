@@ -1,4 +1,4 @@
-"""Calls to a provider who keeps mail for us: a session of our own making, in which we ask for it (ETRN, RFC 1985).
+"""Calls to a provider who keeps mail for us: sessions in which we ask for it by ETRN (RFC 1985) or ATRN (RFC 2645).
 
 Owns finding the host, the set-up and what is said of failures. Carries no message; that is the courier's business.
 """
@@ -23,6 +23,7 @@ from edgemail.settings import Configuration, Maps, Settings
 log = logging.getLogger("edgemail.smtp")
 
 ETRN_PORT: Final = 25
+ATRN_PORT: Final = 366  # RFC 2645 4
 
 
 class CallFailed(EdgemailError):
@@ -137,3 +138,25 @@ class Caller:
         finally:
             session.abort()
         return found
+
+    async def atrn(self, hop: str, login: Login, names: Sequence[str]) -> tuple[Reply, Session | None]:
+        """Ask a provider to send the mail of our domains over this very connection. Raises CallFailed.
+
+        What it said; and where that was a 250, the session, of which only the connection is to be used any more.
+        """
+        session = await self.call(hop, login)
+        turned = False
+        try:
+            if session.login_passed_over:
+                raise CallFailed(f"host {session.peer} does not offer AUTH", temporary=False)
+            reply = await session.ask(f"ATRN {','.join(names)}", Phase.ATRN)
+            log.info("atrn %s to %s: %s", ",".join(names), session.peer.relay, reply)
+            turned = reply.code // 100 == 2
+            if not turned:
+                await session.quit()
+        except Broken as broken:
+            raise CallFailed(broken.reply.text) from broken
+        finally:
+            if not turned:
+                session.abort()
+        return reply, session if turned else None

@@ -38,6 +38,26 @@ class Line(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @classmethod
+    def over(cls, transport: asyncio.Transport) -> Line:
+        """A line over a connection that somebody else made and is done with."""
+        line = cls()
+        transport.set_protocol(line)
+        line.connection_made(transport)
+        transport.resume_reading()
+        if transport.is_closing():
+            line.eof_received()
+        return line
+
+    def release(self) -> asyncio.Transport:
+        """The connection, for somebody else to go on with. Raises OSError when it is gone or in disorder."""
+        transport, self._transport = self._transport, None
+        if transport is None or transport.is_closing() or self._ended or self._received:
+            if transport is not None:
+                transport.abort()
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return transport
+
     # -- called by the transport --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -36,6 +36,7 @@ from edgemail.spool.verbs import Spool
 log = logging.getLogger("edgemail.smtp")
 
 HOPS_KNOWN: Final = 256  # limit: next hops whose syntax is remembered
+TURNED: Final = "(atrn)"  # the transport of mail that goes over connections which its recipients' side made
 CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
 DELIVERIES: Final = Counter("edgemail_smtp_recipients", "Recipients by route and outcome", ("route", "outcome"))
 SENT_BYTES: Final = Counter("edgemail_smtp_bytes", "Bytes of messages that a server took", ("route",))
@@ -98,6 +99,8 @@ class Courier:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._watch = Watch()
+        self.turned: dict[str, Session] = {}  # by the next hop that stands for them; whoever made them closes them
+        self.carrying: set[str] = set()  # those of them over which a message goes just now
 
     def __repr__(self) -> str:
         return f"<Courier {self._pool!r}>"
@@ -176,6 +179,9 @@ class Courier:
         route = attempt.delivery.route
         if route.disposal is not Disposal.RELAY or not route.hops:
             raise ValueError(f"a delivery without a next hop: {route}")
+        if route.transport == TURNED:
+            await self._try_turned(attempt, route.hops[0])
+            return
         for place, text in enumerate(route.hops):
             if not attempt.pending:
                 return
@@ -190,6 +196,23 @@ class Courier:
                 continue
             # A next hop behind a recipient's own domain is smtp_fallback_relay: that one is configured.
             await self._try_hop(attempt, hop, configured=attempt.configured or place > 0)
+
+    async def _try_turned(self, attempt: Attempt, hop: str) -> None:
+        """The one connection there is, as long as it is there."""
+        session = self.turned.get(hop)
+        if session is None or not session.usable:
+            reply = Reply(421, "4.4.2", f"the session in which {hop} asked for its mail is over")
+            attempt.failures.append(site_verdict(reply, False, Phase.IDLE))
+            return
+        attempt.ready = self._clock.monotonic()
+        healthy = False
+        self.carrying.add(hop)
+        try:
+            healthy = await self._carrier.carry(attempt, session, reused=False)
+        finally:
+            self.carrying.discard(hop)
+            if not healthy:
+                session.abort()
 
     def _hop(self, attempt: Attempt, text: str) -> _Hop:
         """What a next hop demands of a connection. Raises ValueError for a bad one, TableError for a bad table."""

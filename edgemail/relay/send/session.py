@@ -328,6 +328,15 @@ class Session:
             except TimeoutError:
                 raise self._timed_out(Phase.CONTENT) from None
 
+    def release(self) -> asyncio.Transport:
+        """The connection, for the peer is the client from here on. Raises Broken."""
+        try:
+            if self.client.unread:
+                raise ConnectionResetError
+            return self._line.release()
+        except OSError as error:
+            raise self._lost(Phase.ATRN) from error
+
     async def ask(self, command: str, phase: Phase) -> Reply:
         """One command that is not about a message, and its reply. Raises Broken."""
         self.client.say(command, phase)

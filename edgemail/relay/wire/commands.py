@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from edgemail.relay.wire import replies
-from edgemail.relay.wire.events import Auth, Bad, Begin, Etrn, Event, Hello, Noop, Quit, Reset, StartTls, Vrfy
+from edgemail.relay.wire.events import Atrn, Auth, Bad, Begin, Etrn, Event, Hello, Noop, Quit, Reset, StartTls, Vrfy
 from edgemail.relay.wire.extensions import Extensions
 from edgemail.relay.wire.grammar import Malformed, hello_name, is_domain, is_literal, parse_mail, parse_path
 from edgemail.settings import Settings
@@ -133,6 +133,13 @@ def _etrn(argument: str, settings: Settings, offer: Extensions) -> Event:
     return Etrn(words[0])
 
 
+def _atrn(argument: str, settings: Settings, offer: Extensions) -> Event:
+    names = [name.strip(" ") for name in argument.split(",")] if argument else []
+    if not all(map(is_domain, names)):
+        return Bad(replies.ATRN_SYNTAX)
+    return Atrn(tuple(names))
+
+
 # RCPT and BDAT are not here: they cannot be read without the transaction.
 PARSERS: Final[Mapping[str, Callable[[str, Settings, Extensions], Event]]] = {
     "HELO": _helo,
@@ -148,4 +155,5 @@ PARSERS: Final[Mapping[str, Callable[[str, Settings, Extensions], Event]]] = {
     "STARTTLS": _starttls,
     "AUTH": _auth,
     "ETRN": _etrn,
+    "ATRN": _atrn,
 }

@@ -35,6 +35,7 @@ from typing import Final
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.commands import PARSERS, read_base64, read_bdat, read_text
 from edgemail.relay.wire.events import (
+    Atrn,
     Auth,
     AuthResponse,
     Bad,
@@ -73,6 +74,7 @@ class Dialog:
 
     __slots__ = (
         "_asked",
+        "_atrn",
         "_chunk",
         "_ended",
         "_etrn",
@@ -102,7 +104,13 @@ class Dialog:
     )
 
     def __init__(
-        self, settings: Settings, tls: bool = False, mechanisms: Sequence[str] = (), *, etrn: bool = False
+        self,
+        settings: Settings,
+        tls: bool = False,
+        mechanisms: Sequence[str] = (),
+        *,
+        etrn: bool = False,
+        atrn: bool = False,
     ) -> None:
         self.settings = settings
         self.tls = tls
@@ -115,7 +123,8 @@ class Dialog:
         self.junk = 0
         self.closed = False
         self._etrn = etrn
-        self._offer = Extensions(settings, tls=tls, mechanisms=mechanisms, etrn=etrn)
+        self._atrn = atrn
+        self._offer = Extensions(settings, tls=tls, mechanisms=mechanisms, etrn=etrn, atrn=atrn)
         self._noops = frozenset(word.upper() for word in settings.smtpd_noop_commands)
         self._lines = Lines(settings.line_length_limit, legacy=settings.smtpd_legacy_line_ends)
         self._out: list[bytes] = []
@@ -200,7 +209,7 @@ class Dialog:
         self.hello = ""
         self.extended = False
         self.user = ""
-        self._offer = Extensions(self.settings, tls=True, mechanisms=mechanisms, etrn=self._etrn)
+        self._offer = Extensions(self.settings, tls=True, mechanisms=mechanisms, etrn=self._etrn, atrn=self._atrn)
         self._lines.clear()
         self._end_transaction()
         self._reader = Dialog._command
@@ -333,7 +342,7 @@ class Dialog:
             return Bad(fault.reply)
 
     def _handshake(self) -> None:
-        """Between the 220 to STARTTLS and `tls_started` nothing is read."""
+        """Between the 220 to STARTTLS and `tls_started` nothing is read; nor ever again after the 250 to ATRN."""
 
     # Commands that cannot be read without the state
 
@@ -349,6 +358,11 @@ class Dialog:
             return replies.ALREADY_AUTHENTICATED
         if verb == "ETRN" and not self._offer.etrn:
             return replies.NOT_IMPLEMENTED
+        if verb == "ATRN":
+            if not self._offer.atrn:
+                return replies.NOT_IMPLEMENTED
+            if not self.user:  # RFC 2645 5.2.1
+                return replies.AUTHENTICATION_REQUIRED
         return TRANSITIONS[verb][self._state]
 
     def _rcpt(self, argument: str) -> Rcpt | Bad:
@@ -398,7 +412,7 @@ class Dialog:
         elif isinstance(event, Hello) and reply.positive:
             self.hello, self.extended = event.name, event.extended
             self._end_transaction()
-        elif isinstance(event, StartTls) and reply.positive:
+        elif isinstance(event, StartTls | Atrn) and reply.positive:
             self._reader = Dialog._handshake
 
     def _begin(self, event: Begin, reply: Reply) -> None:

@@ -101,6 +101,13 @@ class Etrn:
 
 
 @dataclass(frozen=True, slots=True)
+class Atrn:
+    """ATRN by a user who has logged in; `domains` empty: all that are theirs. After a 250 the sides are changed."""
+
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """RSET; the transaction is gone already. Answer 250."""
 
@@ -128,5 +135,5 @@ class Bad:
     fatal: bool = False
 
 
-Command = Hello | Mail | Rcpt | Begin | StartTls | Auth | AuthResponse | Vrfy | Etrn | Reset | Noop | Quit | Bad
+Command = Hello | Mail | Rcpt | Begin | StartTls | Auth | AuthResponse | Vrfy | Etrn | Atrn | Reset | Noop | Quit | Bad
 Event = Command | Content | End

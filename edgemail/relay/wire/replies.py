@@ -97,6 +97,15 @@ ETRN_SYNTAX: Final = Reply(500, "", "Syntax: ETRN domain")
 ETRN_HELLO_FIRST: Final = Reply(503, "", "Error: send HELO/EHLO first")
 ETRN_IN_TRANSACTION: Final = Reply(503, "", "Error: MAIL transaction in progress")
 
+# ATRN (RFC 2645 5.2.1)
+ATRN_TURNING: Final = Reply(250, "2.0.0", "Ok, now reversing the connection")
+ATRN_REFUSED: Final = Reply(450, "4.7.1", "ATRN request refused")
+ATRN_UNABLE: Final = Reply(451, "4.3.2", "Unable to process ATRN request now")
+ATRN_NO_MAIL: Final = Reply(453, "4.0.0", "You have no mail")
+ATRN_SYNTAX: Final = Reply(501, "5.5.4", "Syntax: ATRN [domain[,domain...]]")
+ATRN_PIPELINED: Final = Reply(503, "5.5.1", "Error: nothing may follow ATRN before its reply")
+AUTHENTICATION_REQUIRED: Final = Reply(530, "5.7.0", "Authentication required")
+
 # Access, said by the session's checks
 UNKNOWN_LOCAL: Final = "Recipient address rejected: User unknown in local recipient table"
 UNKNOWN_RELAY: Final = "Recipient address rejected: User unknown in relay recipient table"

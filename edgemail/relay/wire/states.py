@@ -44,6 +44,7 @@ TRANSITIONS: Final[Mapping[str, Row]] = {
     "EXPN": _ALWAYS,
     "STARTTLS": (None, None, replies.IN_TRANSACTION, replies.IN_TRANSACTION, replies.IN_TRANSACTION),
     "AUTH": (replies.HELLO_FIRST, None, replies.IN_TRANSACTION, replies.IN_TRANSACTION, replies.IN_TRANSACTION),
+    "ATRN": (replies.HELLO_FIRST, None, replies.IN_TRANSACTION, replies.IN_TRANSACTION, replies.IN_TRANSACTION),
     "ETRN": (
         replies.ETRN_HELLO_FIRST,
         None,
