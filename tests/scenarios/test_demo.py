@@ -113,6 +113,7 @@ def test_ports_that_are_taken_are_passed_over(tmp_path: Path) -> None:
         for port in (2525, 2526):
             listener = socket.socket()
             busy.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError:
