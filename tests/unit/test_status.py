@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgemail.boot import components
 from edgemail.boot.certs import CERT, make
+from edgemail.boot.status import Status
 from edgemail.boot.survey import REST, SHORTEST_REST, SHOWN, Survey, by_cause
 from edgemail.clock import RELEASE_DATE, ManualClock
 from edgemail.envelope import Address, Envelope, Recipient
@@ -23,6 +25,9 @@ from edgemail.relay.send.conversation import LINES, WATCHED, Conversation, Watch
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Listener, Settings
 from edgemail.spool.memory import MemorySpool
+from edgemail.spool.space import Figures
+from edgemail.spool.verbs import Room
+from edgemail.spool.writer import Vitals
 
 
 def test_a_room_guard_trips_once_and_falls_with_a_little_more() -> None:
@@ -57,6 +62,88 @@ def test_sessions_are_kept_for_clients_that_hold_none() -> None:
     assert guards.session_refusal("gw", 1, total) is not None
     guards.memory.level = Level.FEWER_DELIVERIES
     assert guards.session_refusal("gw", 9, 500) is None
+
+
+class FakeStore:
+    """What the status asks of the spool."""
+
+    def __init__(self) -> None:
+        self.vital = Vitals(True, 0.0, 0.0, "")
+        self.free = Room(10**9, 10**6)
+
+    def vitals(self) -> Vitals:
+        return self.vital
+
+    def room(self) -> Room:
+        return self.free
+
+    def figures(self) -> Figures:
+        return Figures(0, 10**9, 10**9, 10**9, self.free.inodes, 8 << 20, 0, 10**10, 10**6)
+
+
+class FakeRelay:
+    """As much of the relay as /livez and /readyz look at."""
+
+    def __init__(self) -> None:
+        settings = Settings(myhostname="gw")
+        self.clock = ManualClock()
+        self.configuration = Configuration("", settings, ())
+        self.store = FakeStore()
+        self.scheduler = SimpleNamespace(active=lambda id: False, sites=lambda: ())
+        self.links = SimpleNamespace(snapshot=lambda: ())
+        self.server = SimpleNamespace(addresses=())
+        self.status = Status(self)  # type: ignore[arg-type]
+        self.status.prober.verdict = ""
+
+    def refusal(self, size: int) -> Reply | None:
+        return self.status.refusal(size)
+
+
+@pytest.mark.parametrize(
+    ("vital", "alive", "ready"),
+    [
+        (Vitals(True, 0.0, 0.0, ""), "", ""),
+        (Vitals(True, 0.0, 0.0, "Input/output error"), "", "the spool cannot be written: Input/output error"),
+        (Vitals(True, 0.0, 9.0, ""), "", "451 4.3.0 Error: the disk does not answer, try again later"),
+        (Vitals(True, 0.0, 11.0, ""), "", "the medium has not answered for 11 s"),
+        (Vitals(True, 0.0, 119.0, ""), "", "the medium has not answered for 119 s"),
+        (Vitals(True, 0.0, 121.0, ""), "the medium has not answered for 121 s", None),
+        (Vitals(True, 9.0, 0.0, ""), "", ""),
+        (Vitals(True, 11.0, 0.0, ""), "the spool's writer has not taken up its work for 11 s", None),
+        (Vitals(False, 0.0, 0.0, ""), "the spool's writer has ended", None),
+    ],
+)
+def test_what_is_alive_and_what_is_ready(vital: Vitals, alive: str, ready: str | None) -> None:
+    relay = FakeRelay()
+    relay.store.vital = vital
+    assert relay.status.alive() == alive
+    assert relay.status.ready() == (alive if ready is None else ready)
+
+
+def test_a_loop_that_does_not_turn_is_not_alive() -> None:
+    relay = FakeRelay()
+    relay.clock.advance(11.0)
+    assert relay.status.alive() == "nothing was measured for 11 s"
+    relay.status.measure()
+    assert relay.status.alive() == ""
+
+
+def test_guards_and_probe_decide_readiness_and_not_life() -> None:
+    relay = FakeRelay()
+    relay.store.free = Room(10**9, 15)
+    assert relay.status.ready() == "452 4.3.1 Insufficient system storage: no inodes left"
+    relay.store.free = Room(10**9, -1)  # a file system that counts none
+    relay.status.prober.verdict = "listener lan: it hangs up"
+    assert relay.status.ready() == "listener lan: it hangs up"
+    assert relay.status.alive() == ""
+
+
+def test_what_is_measured_trips_the_guards_of_room() -> None:
+    relay = FakeRelay()
+    relay.store.free = Room(10**9, 15)
+    relay.status.measure()
+    assert relay.status.guards.inodes.full and not relay.status.guards.disk.full
+    assert relay.status.board.status()["reason"] == "inodes-full"
 
 
 def site(**changes: object) -> SiteStatus:
@@ -108,12 +195,11 @@ def test_routes_are_bounded_and_those_that_fail_come_first() -> None:
 
 def test_links_in_words() -> None:
     up = LinkStatus("lte", "lte", LinkState.UP, "", 0.0, 2, 10, 100, 0, 0)
-    others = [replace(up, name=state.value, state=state, reason="so it is") for state in LinkState]
-    found = components.links([up, *others])
-    assert found["link.lte"].state is State.OK and found["link.lte"].numbers["day_budget"] == 100
-    assert found["link.down"].message == "Link down is down: so it is" and found["link.down"].counts
-    assert found["link.closed"].reason == "link-closed" and not found["link.closed"].counts
-    assert found["link.spent"].state is State.DEGRADED
+    down = replace(up, name="fibre", state=LinkState.DOWN, reason="no carrier")
+    found = components.links([up, down])
+    assert found["link.lte"].state is State.OK and found["link.lte"].numbers["day_bytes"] == 10
+    assert found["link.fibre"].message == "Link fibre is down: no carrier"
+    assert found["link.fibre"].reason == "link-down" and not found["link.fibre"].counts
 
 
 def test_certificates(tmp_path: Path) -> None:
