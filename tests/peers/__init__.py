@@ -1,4 +1,5 @@
-"""Programs that nobody here wrote, to talk to: Postfix, Exim, swaks, msmtp, curl, openssl, promtool, Chromium.
+"""Programs that nobody here wrote, to talk to: Postfix, Exim, swaks, msmtp, curl, openssl, fetchmail, promtool,
+Chromium.
 
 `python -m tests.peers install` fetches the Debian packages of what this machine lacks and unpacks them under
 .cache/peers; nothing is installed, so a machine's own mail system is never touched, and no root is needed for it.
@@ -71,6 +72,7 @@ PEERS = {
         Peer("msmtp", ("msmtp",), "msmtp"),
         Peer("curl", ("curl",), "curl"),
         Peer("openssl", ("openssl",), "openssl"),
+        Peer("fetchmail", ("fetchmail",), "fetchmail"),
         Peer("prometheus", ("prometheus",), "promtool"),
         Peer("chromium", ("chromium", "chromium-driver", "fonts-dejavu-core"), "chromedriver"),
     )

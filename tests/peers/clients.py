@@ -1,4 +1,4 @@
-"""Mail clients that nobody here wrote: swaks, msmtp, curl."""
+"""Mail clients that nobody here wrote: swaks, msmtp, curl, openssl, fetchmail."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def s_client(port: int, *options: str, lines: bytes = b"quit\n") -> subprocess.C
     peer = need("openssl")
     command = [peer.path(), "s_client", "-connect", f"127.0.0.1:{port}", "-crlf", "-ign_eof", *options]
     return _run(command, peer.environment(), lines)
+
+
+def fetchmail(directory: Path, poll: str) -> subprocess.CompletedProcess[str]:
+    """Poll once, as a line of fetchmailrc says; its own files go into `directory`. The dialogue is on both outputs."""
+    peer = need("fetchmail")
+    settings = directory / "fetchmailrc"
+    settings.write_text(f"set no syslog\n{poll}\n")
+    settings.chmod(0o600)
+    command = [peer.path(), "-v", "--nodetach", "--fetchmailrc", str(settings)]
+    command += ["--pidfile", str(directory / "fetchmail.pid"), "--idfile", str(directory / "fetchids")]
+    return _run(command, {**peer.environment(), "HOME": str(directory), "LC_ALL": "C"})
 
 
 def _run(
