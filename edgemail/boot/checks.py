@@ -7,6 +7,7 @@ parameter and its Mistake, for one section's settings. Reads files where told to
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -274,11 +275,21 @@ def of_queue_directory(settings: Settings) -> Found:
     while not path.exists() and path != path.parent:
         path = path.parent
     if not os.access(path, os.W_OK | os.X_OK):
-        yield "queue_directory", Mistake(f"{path} cannot be written by {_who()}", f"chown {settings.mail_owner} {path}")
+        yield "queue_directory", Mistake(f"{path} cannot be written by {_who()}", _remedy(path, settings.mail_owner))
 
 
 def _who() -> str:
-    return f"user {os.geteuid()}"
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
+
+
+def _remedy(path: Path, owner: str) -> str:
+    """What to do. Root may write anywhere but on some file systems; others run as who they are, not as mail_owner."""
+    if os.geteuid() == 0:
+        return "is its file system mounted read-only?"
+    return f"ask as root or as {owner}, or chown {os.geteuid()} {path}"
 
 
 def _readable(name: str, path: str, *, directory: bool = False) -> Found:

@@ -524,10 +524,15 @@ def test_a_queue_directory_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_queue_directory_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 65533)
     found = problem(tmp_path, 'mail_owner = "pi"\n')
     assert found.key == "queue_directory"
-    assert "cannot be written" in found.message
-    assert found.hint == f"chown pi {tmp_path}"
+    assert found.message == f"{tmp_path} cannot be written by user 65533"
+    assert found.hint == f"ask as root or as pi, or chown 65533 {tmp_path}"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    found = problem(tmp_path, 'mail_owner = "pi"\n')
+    assert found.message == f"{tmp_path} cannot be written by root"
+    assert "read-only" in found.hint
 
 
 # ---- warnings, reload
