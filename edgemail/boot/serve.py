@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import random
 import signal
@@ -49,6 +51,14 @@ EX_CONFIG: Final = 78
 STOP_SECONDS: Final = 19.0  # limit: SIGTERM to the end of everything but the spool's last commit
 SESSION_SECONDS: Final = 8.0  # limit: of those, for sessions in flight
 DELIVERY_SECONDS: Final = 6.0  # limit: of those, for deliveries in flight
+
+
+def give_back() -> None:
+    """Return the memory that starting took and left free: the C library keeps it otherwise, 0.7 MiB of it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+    if trim is not None:
+        trim(0)
 
 
 def own_addresses() -> frozenset[str]:
@@ -100,6 +110,7 @@ class Relay:
         for name, host, port in self.server.addresses:
             logger.info("listening on %s port %d, listener=%s", host, port, name)
         logger.info("edgemail %s is ready, myhostname=%s", __version__, settings.myhostname)
+        give_back()
         self._ready.set()
         notify("READY=1")
 
@@ -298,12 +309,12 @@ def guarded(body: Callable[[], int]) -> int:
     except SpoolBusy as error:
         logger.critical("fatal: %s", error)
         return EX_UNAVAILABLE
+    except (SystemRefused, SpoolError, OSError) as error:  # may be otherwise in a minute
+        logger.critical("fatal: %s", error)
+        return EX_OSERR
     except EdgemailError as error:
         logger.critical("fatal: %s", error)
         return EX_CONFIG
-    except OSError as error:
-        logger.critical("fatal: %s", error)
-        return EX_OSERR
 
 
 def run(path: str | None) -> int:
