@@ -76,7 +76,10 @@ class Status:
         """Measure from now on, and serve the endpoint where there is one. Raises OSError."""
         self.measure()
         configuration = self._relay.configuration
-        self._tasks = [asyncio.create_task(self._measuring(), name="measuring")]
+        self._tasks = [
+            asyncio.create_task(self._measuring(), name="measuring"),
+            asyncio.create_task(self._surveying(), name="survey"),
+        ]
         if os.environ.get("NOTIFY_SOCKET"):
             self._tasks.append(asyncio.create_task(Watchdog(self.alive, self.sentence).run(), name="watchdog"))
         if configuration.push is not None:
@@ -111,11 +114,19 @@ class Status:
         while True:
             try:
                 self.measure()
-                if self._relay.clock.monotonic() - self._wanted < WANTED_SECONDS and self.survey.due:
-                    await self.survey.take()
                 self.board.conditions()  # a change is logged, whether anybody asks or not
             except Exception:
                 log.exception("measuring failed")
+            await asyncio.sleep(MEASURE_SECONDS)
+
+    async def _surveying(self) -> None:
+        """While somebody wants to know. A task of its own: a long queue takes longer than a measurement may wait."""
+        while True:
+            try:
+                if self._relay.clock.monotonic() - self._wanted < WANTED_SECONDS and self.survey.due:
+                    await self.survey.take()
+            except Exception:
+                log.exception("the survey of the queue failed")
             await asyncio.sleep(MEASURE_SECONDS)
 
     def measure(self) -> None:
