@@ -25,6 +25,10 @@ class EdgemailError(Exception):
     """The root of every error that edgemail raises on purpose."""
 
 
+class SystemRefused(EdgemailError):
+    """The system does not give what the start needs, such as a port; the configuration may be as it should."""
+
+
 class SpoolError(EdgemailError):
     """The spool could not do it now; it is intact. `reply` is what a client is told."""
 

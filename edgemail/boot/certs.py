@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail.clock import RELEASE_DATE, Clock
-from edgemail.errors import EdgemailError
+from edgemail.errors import SystemRefused
 from edgemail.settings import Configuration, Settings
 
 logger = logging.getLogger("edgemail.certs")
@@ -88,10 +88,10 @@ def make(directory: Path, name: str, addresses: Iterable[str] = ()) -> None:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHILD_SECONDS, check=False, text=True
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EdgemailError(f"no certificate could be made: {error}") from error
+        raise SystemRefused(f"no certificate could be made: {error}") from error
     if child.returncode != 0:
         said = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-        raise EdgemailError(f"no certificate could be made in {directory}: {said[-1]}")
+        raise SystemRefused(f"no certificate could be made in {directory}: {said[-1]}")
 
 
 # ---- how long a certificate lasts

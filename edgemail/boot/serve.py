@@ -26,7 +26,7 @@ from edgemail.boot.status import Status
 from edgemail.boot.verbs import Desk
 from edgemail.clock import SystemClock
 from edgemail.envelope import Delivery, Envelope, Outcome
-from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy
+from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy, SpoolError, SystemRefused
 from edgemail.health.watchdog import notify
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
@@ -129,8 +129,8 @@ class Relay:
             notice=lambda *notice: self.scheduler.notice(*notice),  # noqa: PLW0108 - it is made further down
         )
         self.caller = Caller(clock, configuration, self.resolver, credentials)
-        self.calls = Calls(self.caller, self.server, clock, lambda: self.configuration)
         self.provider = odmr.Provider(clock, configuration, self.courier, self.router.route, self.stopping)
+        self.calls = Calls(self.caller, self.server, clock, lambda: self.configuration, send_up=self.provider.send_up)
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(
             self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgemail.counters import Counter, Gauge
-from edgemail.errors import EdgemailError
+from edgemail.errors import EdgemailError, SystemRefused
 from edgemail.patterns import parse_address
 from edgemail.relay.receive import interfaces, tls
 from edgemail.relay.receive.limits import Anvil
@@ -83,7 +83,7 @@ class Server:
                 sockets = [each for _, each in mine] or bound(listener)
                 self._doors += [Door(listener, each) for each in sockets]
             if self._listeners and not self._doors:
-                raise EdgemailError("no listener could be bound: there is no IPv6 here")
+                raise SystemRefused("no listener could be bound: there is no IPv6 here")
         except BaseException:
             self._close_doors()
             raise
@@ -363,13 +363,13 @@ def _bind(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, in
     return fresh
 
 
-def _cannot(host: str, port: int, error: OSError) -> EdgemailError:
+def _cannot(host: str, port: int, error: OSError) -> SystemRefused:
     hint = {
         errno.EACCES: "; ports below 1024 take root or CAP_NET_BIND_SERVICE",
         errno.EADDRINUSE: "; another server has it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "; it is no address of this machine",
     }.get(error.errno or 0, "")
-    return EdgemailError(f"cannot listen on {host} port {port}: {error.strerror}{hint}")
+    return SystemRefused(f"cannot listen on {host} port {port}: {error.strerror}{hint}")
 
 
 def _families(listener: Listener) -> frozenset[socket.AddressFamily]:
@@ -391,12 +391,12 @@ def _places(listener: Listener) -> list[tuple[socket.AddressFamily, str, int]]:
     elif interfaces.is_interface(address):
         literals = interfaces.addresses_of(address)
         if not literals:
-            raise EdgemailError(f"listener {listener.name}: interface {address} has no address yet")
+            raise SystemRefused(f"listener {listener.name}: interface {address} has no address yet")
     else:
         try:
             entries = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise EdgemailError(
+            raise SystemRefused(
                 f"listener {listener.name}: '{address}' is neither an address, an interface, nor a host: {error}"
             ) from error
         literals = tuple(dict.fromkeys(str(entry[4][0]) for entry in entries))
