@@ -8,11 +8,17 @@ from typing import Final
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+LAST_DATE: Final = 253_402_214_400.0  # the last day of the year 9999
+
+
+def local_time(at: float) -> time.struct_time:
+    """A date, which may be anything that a spool or a clock says, as one that can be written."""
+    return time.localtime(min(max(at, 0.0), LAST_DATE))
 
 
 def date(at: float) -> str:
     """`at`, wall clock, in the box's time zone, whose name stands behind it as a comment."""
-    when = time.localtime(at)
+    when = local_time(at)
     offset = when.tm_gmtoff // 60
     sign, offset = ("-", -offset) if offset < 0 else ("+", offset)
     zone = re.sub(r"[^A-Za-z0-9+-]", "", when.tm_zone)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edgemail.boot.entries import ACTIVE, DEFERRED, HOLD, Entry, Waiting
+from edgemail.dates import local_time
 
 HEADING: Final = "{:<11} {:>7} {:<20} {}\n".format(
     "-Queue ID-", "--Size--", "----Arrival Time----", "-Sender/Recipient-------"
@@ -20,6 +21,7 @@ HEADING: Final = "{:<11} {:>7} {:<20} {}\n".format(
 EMPTY: Final = "Mail queue is empty\n"
 NULL_SENDER_NAME: Final = "MAILER-DAEMON"  # empty_address_recipient
 REASON_WIDTH: Final = 76
+NO_TEXT: Final = "\u2028\u2029"  # line separators; half surrogates are told by their range
 NO_REASON: Final = "reason unavailable"
 SUSPENDED: Final = "delivery temporarily suspended: "  # not tried, because others were: the same reason to a person
 MAX_CAUSES: Final = 1000  # limit: lines of `edgemail queue why`; what is beyond is summed up
@@ -28,8 +30,11 @@ OTHER_DOMAINS: Final = "OTHER"
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may have it: controls made '?'."""
-    return "".join(c if c.isprintable() or ord(c) > 0x9F else "?" for c in text)
+    """Text as a terminal may have it: controls, and what is no character, made '?'."""
+    return "".join(
+        "?" if not c.isprintable() and (ord(c) <= 0x9F or 0xD800 <= ord(c) < 0xE000 or c in NO_TEXT) else c
+        for c in text
+    )
 
 
 def reason_of(entry: Entry, recipient: Waiting) -> str:
@@ -60,7 +65,7 @@ class Mailq:
 def mailq_entry(one: Entry) -> str:
     """One message: a line, then each recipient, with a reason above where it changes."""
     mark = {ACTIVE: "*", HOLD: "!"}.get(one.queue_name, "")
-    arrival = time.asctime(time.localtime(one.arrival_time))[:19] + " "
+    arrival = time.asctime(local_time(one.arrival_time))[:19] + " "
     sender = printable(one.sender) or NULL_SENDER_NAME
     lines = [f"{one.queue_id + mark:<11} {one.message_size:>7} {arrival:>20} {sender}\n"]
     shown = ""
@@ -79,8 +84,12 @@ _ESCAPES: Final = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\
 
 def _quoted(text: str) -> str:
     """A JSON string as Postfix writes it: UTF-8 as it is, other controls as \\u00XX."""
-    out = "".join(_ESCAPES.get(c) or (f"\\u{ord(c):04X}" if ord(c) < 0x20 or ord(c) == 0x7F else c) for c in text)
+    out = "".join(_ESCAPES.get(c) or (f"\\u{ord(c):04X}" if _escaped(ord(c)) else c) for c in text)
     return '"' + out.encode("utf-8", "replace").decode() + '"'
+
+
+def _escaped(code: int) -> bool:
+    return code < 0x20 or 0x7F <= code <= 0x9F or 0x2028 <= code <= 0x2029
 
 
 def json_line(one: Entry) -> str:
@@ -108,7 +117,7 @@ def postcat_path(one: Entry) -> str:
 def postcat_envelope(one: Entry) -> str:
     """`postcat -e`: the records before the message."""
     size = one.message_size
-    arrival = time.asctime(time.localtime(one.arrival_time))
+    arrival = time.asctime(local_time(one.arrival_time))
     lines = [
         f"*** ENVELOPE RECORDS {postcat_path(one)} ***",
         f"message_size: {size:>15} {0:>15} {len(one.recipients):>15} {0:>15} {size:>15} {int(one.smtputf8):>15}",
@@ -324,7 +333,8 @@ def why_line(cause: Cause, now: float) -> str:
         upcoming = f"next in {span(cause.next_attempt - now)}"
     silent = {HOLD: "held by hand", DEFERRED: NO_REASON}.get(cause.state, "not tried yet")
     reason = printable(cause.reason) or silent
-    return f"{cause.messages:>6}  {cause.destination}  oldest {span(now - cause.oldest)}, {upcoming}: {reason}\n"
+    where, age = printable(cause.destination), span(now - cause.oldest)
+    return f"{cause.messages:>6}  {where}  oldest {age}, {upcoming}: {reason}\n"
 
 
 def span(seconds: float) -> str:
@@ -369,7 +379,7 @@ def show(one: Entry, now: float) -> str:
 
 def moment(at: float) -> str:
     """A local date as RFC 3339 has it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at))
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", local_time(at))
 
 
 def compact(data: object) -> str:
