@@ -196,7 +196,7 @@ class Settings:
     qmgr_message_active_limit: int = _p(1000, "int", "messages in hand at once", low=1)
     qmgr_message_recipient_limit: int = _p(10_000, "int", "recipients in hand at once", low=1)
     urgent: Names = _p((), "list", "mail that goes first: sender:ADDRESS, recipient:@DOMAIN, listener:NAME, header:NAME:VALUE")
-    in_flow_delay: float = _p(1.0, "duration", "pause before a message is taken when arrivals outrun deliveries; 0 = off", high=10)
+    in_flow_delay: float = _p(1.0, "duration", "pause before a message is taken while more than qmgr_message_active_limit were not tried yet; 0 = off", high=10)
     initial_destination_concurrency: int = _smtp(5, "int", "deliveries to begin with at one site", low=1)
     default_destination_concurrency_limit: int = _smtp(20, "int", "deliveries at once to one site; 0 = no limit")
     default_destination_recipient_limit: int = _smtp(50, "int", "recipients in one delivery; 0 = no limit")

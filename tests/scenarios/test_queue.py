@@ -232,7 +232,8 @@ def test_new_mail_is_not_stuck_behind_a_backlog(tmp_path: Path) -> None:
 def test_senders_are_slowed_when_arrivals_outrun_deliveries(tmp_path: Path) -> None:
     """in_flow_delay: a pause before a message is taken, while many others have not been tried yet; 0 is none."""
     with sink(answers={"LAST": STALL}) as smarthost:
-        settings = PATIENT.replace("in_flow_delay = 0", 'in_flow_delay = "2s"') + to(smarthost.port)
+        settings = PATIENT.replace("in_flow_delay = 0", 'in_flow_delay = "2s"\nqmgr_message_active_limit = 100')
+        settings += to(smarthost.port)
         with relay(tmp_path, settings) as found:
             started = time.monotonic()
             for _ in range(90):

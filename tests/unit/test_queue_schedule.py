@@ -463,7 +463,7 @@ def test_senders_are_slowed_when_arrivals_outrun_deliveries() -> None:
         await rig.settle()
         assert rig.scheduler.flow() == 0
 
-    play(scenario, in_flow_delay=2.0)
+    play(scenario, in_flow_delay=2.0, qmgr_message_active_limit=100)
 
 
 def test_nobody_is_slowed_while_there_is_nowhere_to_deliver() -> None:

@@ -38,7 +38,6 @@ log = logging.getLogger("edgemail.qmgr")
 
 LOOKS: Final = 50  # limit: messages that are looked at before others on the loop have their turn
 ARRIVALS: Final = 64  # limit: envelopes of new mail kept in memory until they are looked at; of more, the ids
-OUTRUN: Final = 100  # limit: new messages not tried yet before in_flow_delay slows their senders, Postfix
 PAUSE: Final = 60.0  # limit: seconds between two looks at the clock when nothing happens
 
 
@@ -269,8 +268,9 @@ class Scheduler:
 
     def flow(self) -> float:
         """Seconds to wait before a message is taken: more than nothing when arrivals outrun deliveries."""
-        untried = self._waiting.fresh + len(self._arrivals)
-        return self._configuration.settings.in_flow_delay if untried > OUTRUN else 0.0
+        untried, settings = self._waiting.fresh + len(self._arrivals), self._configuration.settings
+        # As in Postfix, a burst that the queue manager can hold in hand is taken at full speed.
+        return settings.in_flow_delay if untried > settings.qmgr_message_active_limit else 0.0
 
     def links_changed(self) -> None:
         """A link has become usable, or on demand means other transports now: look at what was kept."""
@@ -328,6 +328,12 @@ class Scheduler:
         """See `Orders.pressing`."""
         self._settle_arrivals()
         return self._orders.pressing(names)
+
+    def busy(self, site: str) -> bool:
+        """Whether mail for a site is under way or in line there, or may be when what is due has been looked at."""
+        found = self._all_sites.find(site)
+        at_work = found is not None and found.running + found.waiting > 0
+        return at_work or bool(self._arrivals or self._new or self._flushed)
 
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """See `Orders.hold`."""
