@@ -102,7 +102,7 @@ def written(
     return asyncio.run(scenario())
 
 
-@bounded(2)
+@bounded()
 @given(
     form=st.sampled_from(FORMS),
     sender=ADDRESS,
@@ -121,6 +121,16 @@ def written(
             Recipient(Address("a" * 300, "b.example")), "5.1.1", "用" * 900, Reply(550, "5.1.1", "用" * 600), "x", True
         )
     ],
+    content=b"Subject: x\r\n\r\n",
+    envid="",
+    smtputf8=True,
+    ret=None,
+    limit=50_000,
+)
+@example(
+    form=dsn.FAILED,
+    sender=Address("ü", "example.com"),
+    reported=[Reported(Recipient(Address("用" * 74)), "5.1.1", "用" * 300)],
     content=b"Subject: x\r\n\r\n",
     envid="",
     smtputf8=True,

@@ -146,7 +146,7 @@ def human(form: Form, settings: Settings, reported: Iterable[Reported], until: s
     for one in reported:
         yield ""
         address = f"<{clean(str(one.recipient.address))}>:"
-        if len(address) <= WIDTH:
+        if len(address.encode("utf-8", "replace")) <= WIDTH:
             yield from wrap(one.text, f"{address} ", "    ")
         else:
             yield from wrap(f"{address} {one.text}", "", "    ")
