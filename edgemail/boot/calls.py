@@ -6,7 +6,7 @@ Owns the verbs of the control socket for it and what their answers look like; th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,13 +34,22 @@ class Calls:
     """Calls to providers. `etrn` and `atrn` are also for links that come up."""
 
     def __init__(
-        self, caller: Caller, server: Server, clock: Clock, configuration: Callable[[], Configuration]
+        self,
+        caller: Caller,
+        server: Server,
+        clock: Clock,
+        configuration: Callable[[], Configuration],
+        send_up: Callable[[str, Session], Awaitable[None]],
     ) -> None:
-        """`server`: it takes the mail that ATRN brings, as it does that of its own listeners."""
+        """`server`: it takes the mail that ATRN brings, as it does that of its own listeners.
+
+        `send_up`: sends what waits for that very next hop, before the sides are changed.
+        """
         self._caller = caller
         self._server = server
         self._clock = clock
         self._configuration = configuration
+        self._send_up = send_up
 
     def verbs(self) -> dict[str, Verb]:
         """For ControlServer. They make the relay connect to whatever host they name: not for everybody."""
@@ -70,7 +79,8 @@ class Calls:
         names = [checked(name).lower() for name in domains]
         if "\0" in user + password:
             raise ValueError("a user name or password with a NUL")
-        reply, session = await self._caller.atrn(provider(host, ATRN_PORT), Login(user, password), names)
+        hop = provider(host, ATRN_PORT)
+        reply, session = await self._caller.atrn(hop, Login(user, password), names, self._send_up)
         return reply, 0 if session is None else await self._receive(session, tuple(names))
 
     async def _receive(self, session: Session, names: tuple[str, ...]) -> int:

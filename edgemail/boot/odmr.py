@@ -1,4 +1,4 @@
-"""The provider's side of ATRN (RFC 2645): who may have which mail, and sending it over the connection that they made.
+"""ATRN (RFC 2645), as the queue sees it: who may have which mail, and sending over a connection that is there already.
 
 Owns the sessions that are turned round. While one is, mail for its domains has one more way to go, found by `route`;
 everything else about it (whose turn, outcomes, bounces) is the queue's as ever. Nothing here touches a message.
@@ -40,7 +40,11 @@ class Queue(Protocol):
 
     def pressing(self, names: Collection[str]) -> bool: ...
 
-    async def flush(self, ids: Collection[int] | None = None, domain: str | None = None) -> int: ...
+    def busy(self, site: str) -> bool: ...
+
+    async def flush(
+        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+    ) -> int: ...
 
 
 def with_turned(configuration: Configuration) -> Configuration:
@@ -71,6 +75,7 @@ class Provider:
         self.stopping = stopping
         self.serving: dict[str, Turning] = {}  # by domain
         self.ways: dict[str, Route] = {}  # by domain, while its session takes mail
+        self._up: dict[str, Route] = {}  # by next hop, while a session of ours to it takes mail
         self._find = find
         self.reload(configuration)
 
@@ -83,8 +88,23 @@ class Provider:
     def route(self, envelope: Envelope, recipient: Recipient) -> tuple[Route, Address]:
         """Where a recipient's mail goes now: as the router says, but to who has asked for it."""
         found, address = self._find(envelope, recipient)
-        way = self.ways.get(address.domain.lower()) if self.ways else None
-        return (way if way is not None and found.disposal is Disposal.RELAY else found), address
+        if not (self.ways or self._up) or found.disposal is not Disposal.RELAY or not found.hops:
+            return found, address
+        return self.ways.get(address.domain.lower()) or self._up.get(found.hops[0].lower()) or found, address
+
+    async def send_up(self, hop: str, session: Session) -> None:
+        """Send what waits for the next hop `hop` over a session that was made to it for another purpose."""
+        way = Route(TURNED, (hop,), configured=True)
+        if hop in self.courier.turned:
+            return
+        self.courier.turned[hop] = session
+        self._up[hop] = way
+        try:
+            await self.queue.flush(site=hop)
+            while hop in self.courier.carrying or (self.queue.busy(way.site) and not self.stopping.is_set()):
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            del self._up[hop], self.courier.turned[hop]
 
     def turn(self, user: str, address: str, domains: Sequence[str]) -> Turning | Reply:
         """What becomes of ATRN: a session to be run, its domains reserved for it; or why not (RFC 2645 5.2.1)."""

@@ -296,6 +296,57 @@ def test_a_branch_that_nobody_can_reach(hub: Relay, tmp_path: Path, level: str) 
         assert (done.returncode, done.stdout.split()[0]) == (69, "450")
 
 
+def test_mail_both_ways_over_one_connection(hub: Relay, tmp_path: Path) -> None:
+    """What the branch has for its hub goes first, over the connection that then brings what the hub has for it."""
+    (tmp_path / "branch").mkdir()
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    settings = f"""
+myhostname = "gw.branch.example"
+relay_domains = ["branch.example"]
+relayhost = "[127.0.0.1]:{hub.ports["odmr"]}"
+defer_transports = ["smtp"]
+relay_transport = "inner:[127.0.0.1]:1"
+"""
+    with relay(tmp_path / "branch", settings) as branch:
+        for number in range(3):
+            hub.send(recipients=f"down{number}@branch.example")
+            branch.send(sender="joe@branch.example", recipients=f"up{number}@other.example")
+        hub.wait_deferred(3)
+        branch.wait_deferred(3)
+        asked = ["edgemail", "atrn", f"127.0.0.1:{hub.ports['odmr']}", "--user", "branch"]
+        asked += ["--password-file", str(tmp_path / "password")]
+        done = branch.run(*asked, "branch.example")
+        assert done.stdout.endswith("\n3 messages received\n")
+        branch.wait_until(lambda: [name[:4] for name in numbers(branch)] == ["down"] * 3, "mail exchanged")
+        hub.wait_until(lambda: [name[:2] for name in numbers(hub)] == ["up"] * 3, "mail exchanged")
+        hub.wait_for(r"disconnect from .* mail=3 .* atrn=1")
+        assert (
+            len(re.findall("connect from .*atrn=1|sasl_username=branch", hub.log())) == 4
+        )  # one session, three messages
+        assert len(re.findall(r"to=<up\d@other\.example>.*status=sent", branch.log())) == 3
+
+
+def test_a_provider_that_hangs_up_on_what_we_send(tmp_path: Path) -> None:
+    """What was to go up stays, and is told why; nothing is asked for any more."""
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    provider = Scripted([], atrn=b"421 4.3.2 closing\r\n")
+    settings = BRANCH.format(sink=provider.port, level="none").replace(
+        "[transport.relay]", 'defer_transports = ["smtp"]\n[transport.relay]'
+    )
+    with relay(tmp_path, settings) as branch:
+        branch.send(recipients="bob@other.example")
+        branch.wait_deferred(1)
+        named = ("--user", "branch", "--password-file", str(tmp_path / "password"), "branch.example")
+        done = branch.run("edgemail", "atrn", f"127.0.0.1:{provider.port}", *named, check=False)
+        provider.thread.join(20)
+        assert (done.returncode, done.stdout) == (75, "")
+        assert provider.asked.startswith("MAIL FROM:<alice@example.com>")
+        branch.wait_for(
+            r"to=<bob@other\.example>.*status=deferred \(host 127\.0\.0\.1\[127\.0\.0\.1\] said: 421 4\.3\.2"
+        )
+        assert numbers(branch) == ["bob@other.example"]
+
+
 CODES = ("220", "250", "502", "503", "502", "502", "250", "554", "554", "554", "250", "354", "250", "221")
 
 

@@ -6,7 +6,7 @@ Owns finding the host, the set-up and what is said of failures. Carries no messa
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from edgemail.clock import Clock
@@ -139,9 +139,12 @@ class Caller:
             session.abort()
         return found
 
-    async def atrn(self, hop: str, login: Login, names: Sequence[str]) -> tuple[Reply, Session | None]:
+    async def atrn(
+        self, hop: str, login: Login, names: Sequence[str], before: Callable[[str, Session], Awaitable[None]]
+    ) -> tuple[Reply, Session | None]:
         """Ask a provider to send the mail of our domains over this very connection. Raises CallFailed.
 
+        `before`: what else is to be done in the session, as long as we are its client.
         What it said; and where that was a 250, the session, of which only the connection is to be used any more.
         """
         session = await self.call(hop, login)
@@ -149,6 +152,9 @@ class Caller:
         try:
             if session.login_passed_over:
                 raise CallFailed(f"host {session.peer} does not offer AUTH", temporary=False)
+            await before(hop, session)
+            if session.client.in_transaction:
+                session.client.reset()
             reply = await session.ask(f"ATRN {','.join(names)}", Phase.ATRN)
             log.info("atrn %s to %s: %s", ",".join(names), session.peer.relay, reply)
             turned = reply.code // 100 == 2

@@ -201,8 +201,8 @@ class Courier:
         """The one connection there is, as long as it is there."""
         session = self.turned.get(hop)
         if session is None or not session.usable:
-            reply = Reply(421, "4.4.2", f"the session in which {hop} asked for its mail is over")
-            attempt.failures.append(site_verdict(reply, False, Phase.IDLE))
+            reply = Reply(421, "4.4.2", f"the session of ATRN with {hop} is over")
+            attempt.failures.append(site_verdict(reply, attempt.configured, Phase.IDLE))
             return
         attempt.ready = self._clock.monotonic()
         healthy = False
