@@ -271,9 +271,12 @@ def test_transports_have_settings_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message", "hint"),
     [
-        ('relay_hosts = "x"', "relay_hosts", "does not have", "relayhost"),
+        ('relay_hosts = "x"', "relay_hosts", "unknown parameter", "relayhost"),
         ('smptd_banner = "x"', "smptd_banner", "unknown parameter", "smtpd_banner"),
-        ('transport_map = "x"', "transport_map", "does not have", "transport_maps"),
+        ('transport_map = "x"', "transport_map", "unknown parameter", "transport_maps"),
+        ("smtp_skip_4xx_greeting = false", "smtp_skip_4xx_greeting", "does not have", "always passed over"),
+        ("smtp_sasl_auth_soft_bounce = true", "smtp_sasl_auth_soft_bounce", "does not have", "bounces nothing"),
+        ("relay_domains_reject_code = 450", "relay_domains_reject_code", "does not have", "soft_bounce"),
         ('reject_unknown_sender = "x"', "reject_unknown_sender", "does not have", "smtpd_recipient_restrictions"),
         ('virtual_alias_maps = "x"', "virtual_alias_maps", "does not have", "rewrites"),
         ("postaliases = 1", "postaliases", "unknown parameter", ""),
