@@ -105,7 +105,8 @@ def parse(path: str) -> tuple[dict[str, Any], dict[str, int]]:
             raise _unreadable(path, f"is larger than {MAX_FILE} bytes")
         text = raw.decode()
     except OSError as error:
-        raise _unreadable(path, f"cannot be read: {error.strerror}") from error
+        hint = "name the file with --config or in $EDGEMAIL_CONFIG" if isinstance(error, FileNotFoundError) else ""
+        raise _unreadable(path, f"cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _unreadable(path, "is not UTF-8 text", line=line) from error

@@ -65,7 +65,7 @@ def text(found: Mapping[str, Any]) -> str:
     for one in found["routes"]:
         line = f"{one['route']}: {one['state']}"
         if one["state"] != "up":
-            line += f" since {_ago(one['since'], now)}" if one["since"] else ""
+            line += f" for {_long(one['since'], now)}" if one["since"] else ""
             line += f": {printable(one['reason'])}" if one["reason"] else ""
         if one["next_probe"]:
             line += f"; next probe in {span(max(0.0, one['next_probe'] - now))}"
@@ -74,7 +74,7 @@ def text(found: Mapping[str, Any]) -> str:
         out.append(line)
     for one in found["links"]:
         line = f"link {one['link']} ({one['class']}): {one['state']}"
-        line += f" since {_ago(one['since'], now)}" if one["since"] else ""
+        line += f" for {_long(one['since'], now)}" if one["since"] else ""
         line += f": {printable(one['reason'])}" if one["reason"] else ""
         for period in ("day", "month"):
             if one[f"budget_{period}"]:
@@ -83,8 +83,8 @@ def text(found: Mapping[str, Any]) -> str:
     return "".join(line + "\n" for line in out) or "No mail has gone anywhere since the start.\n"
 
 
-def _ago(at: float, now: float) -> str:
-    return f"{span(max(0.0, now - at))} ago"
+def _long(at: float, now: float) -> str:
+    return span(max(0.0, now - at))
 
 
 def show(path: str | None, *, as_json: bool) -> str:

@@ -494,7 +494,9 @@ def test_what_is_not_toml(tmp_path: Path, text: str, line: int, hint: str) -> No
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         config.load(tmp_path / "none.toml")
-    assert config.report("none.toml", caught.value.problems) == "none.toml: cannot be read: No such file or directory"
+    said = config.report("none.toml", caught.value.problems)
+    assert said.startswith("none.toml: cannot be read: No such file or directory (")
+    assert "--config" in said and "$EDGEMAIL_CONFIG" in said
     (tmp_path / "latin.toml").write_bytes(b"a = 1\nb = '\xe4'\n")
     with pytest.raises(ConfigurationError) as caught:
         config.load(tmp_path / "latin.toml")

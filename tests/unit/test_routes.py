@@ -56,9 +56,9 @@ def test_what_is_wrong_stands_first() -> None:
 def test_the_words() -> None:
     said = text({"now": NOW, **survey([PAUSED, site(running=1)], [VSAT])})
     assert said == (
-        "smtp:[isp.example]:587: paused since 2h ago: 535 5.7.8 no?[2J; next probe in 5m (0 under way, 12 in line)\n"
+        "smtp:[isp.example]:587: paused for 2h: 535 5.7.8 no?[2J; next probe in 5m (0 under way, 12 in line)\n"
         "smtp:example.org: up (1 under way, 0 in line)\n"
-        "link vsat (satellite): spent since 1m ago: it has carried enough; 200 of 100 bytes this day\n"
+        "link vsat (satellite): spent for 1m: it has carried enough; 200 of 100 bytes this day\n"
     )
 
 
