@@ -42,6 +42,8 @@ class Queue(Protocol):
 
     def busy(self, site: str) -> bool: ...
 
+    def forget(self, site: str) -> None: ...
+
     async def flush(
         self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
     ) -> int: ...
@@ -105,6 +107,7 @@ class Provider:
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             del self._up[hop], self.courier.turned[hop]
+            self.queue.forget(way.site)
 
     def turn(self, user: str, address: str, domains: Sequence[str]) -> Turning | Reply:
         """What becomes of ATRN: a session to be run, its domains reserved for it; or why not (RFC 2645 5.2.1)."""
@@ -168,7 +171,8 @@ class Turning:
         """Show the queue the way, and wait until it has nothing more to send."""
         provider, names, hop = self._provider, self._names, self._names[0]
         provider.courier.turned[hop] = session
-        provider.ways.update(dict.fromkeys(names, Route(TURNED, (hop,))))
+        way = Route(TURNED, (hop,))
+        provider.ways.update(dict.fromkeys(names, way))
         try:
             for name in names:
                 await provider.queue.flush(domain=name)
@@ -180,4 +184,5 @@ class Turning:
             for name in names:
                 provider.ways.pop(name, None)
             provider.courier.turned.pop(hop, None)
+            provider.queue.forget(way.site)
         await session.quit()

@@ -335,6 +335,10 @@ class Scheduler:
         at_work = found is not None and found.running + found.waiting > 0
         return at_work or bool(self._arrivals or self._new or self._flushed)
 
+    def forget(self, site: str) -> None:
+        """A destination that was there for a while only is no more: nothing is to be shown of it."""
+        self._all_sites.forget(site)
+
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """See `Orders.hold`."""
         self._settle_arrivals()

@@ -168,6 +168,12 @@ class Sites:
         """A site by its name."""
         return self._sites.get(name)
 
+    def forget(self, name: str) -> None:
+        """It will not be seen again; unless something is under way there, or waits."""
+        site = self._sites.get(name)
+        if site is not None and not site.running and not site.waiting:
+            del self._sites[name]
+
     def revive(self, site: Site) -> None:
         """Try it again as if it had never failed: somebody asked for it."""
         site.retry_at = None
