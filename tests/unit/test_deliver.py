@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -996,6 +997,49 @@ def test_each_level_asks_for_what_it_says(level: str, names: tuple[str, ...], se
             assert not server.received
             outcome = one(await box.send(configured=False))
             assert (outcome.kind, outcome.site_failed) == (TEMPORARY, True)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("level", "words", "name", "delivered"),
+    [
+        ("verify", ("nexthop",), "hop", True),
+        ("verify", ("nexthop",), "fake.example", False),
+        ("verify", ("dot-nexthop",), "mx.hop", True),
+        ("verify", ("dot-nexthop",), "hop", False),
+        ("secure", ("hostname",), "fake.example", True),
+        ("secure", ("nexthop",), "mx.hop", False),
+    ],
+)
+def test_names_that_a_certificate_may_bear_are_settings(
+    level: str, words: tuple[str, ...], name: str, delivered: bool, authority: Authority
+) -> None:
+    async def scenario() -> None:
+        settings: dict[str, Any] = {
+            "smtp_tls_security_level": level,
+            "smtp_tls_CAfile": str(authority.file),
+            f"smtp_tls_{level}_cert_match": words,
+        }
+        async with FakeServer(tls=authority.server(name)) as server, rig(at(server), **settings) as box:
+            assert one(await box.send()).delivered is delivered
+
+    run(scenario)
+
+
+def test_roots_may_stand_in_a_directory(authority: Authority, tmp_path: Path) -> None:
+    """As OpenSSL has them: under the hash of the subject."""
+    told = ["openssl", "x509", "-noout", "-subject_hash", "-in", str(authority.file)]
+    subject = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+    settings: dict[str, Any] = {"smtp_tls_security_level": "verify", "smtp_tls_CApath": str(tmp_path)}
+
+    async def scenario() -> None:
+        async with FakeServer(tls=authority.server("fake.example")) as server:
+            async with rig(at(server), **settings) as box:
+                assert not one(await box.send()).delivered
+            (tmp_path / f"{subject}.0").write_bytes(authority.file.read_bytes())
+            async with rig(at(server), **settings) as box:
+                assert one(await box.send()).delivered
 
     run(scenario)
 
