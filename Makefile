@@ -26,7 +26,7 @@ test: $(VENV)/.tests ## everything that is tested; ARGS="-k name" for a part
 	@if [ -f tests/peers/__main__.py ]; then $(BIN)/python -m tests.peers install; fi
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.tests ## formatting, linters, types and unit tests: under a minute, no network
+check: $(VENV)/.tests ## formatting, linters, types and unit tests: a minute or two, no network
 	@$(BIN)/ruff check -q
 	@$(BIN)/ruff format -q --check
 	@$(BIN)/mypy
