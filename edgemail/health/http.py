@@ -25,6 +25,8 @@ log = logging.getLogger("edgemail.health")
 MAX_CLIENTS: Final = 32  # limit: connections to the health endpoint at once; further ones are closed at once
 MAX_HEAD: Final = 8192  # limit: bytes of an HTTP request's line and header fields
 MAX_BODY: Final = 65536  # limit: bytes of an HTTP request's content
+LINGER_SECONDS: Final = 2.0  # limit: for an HTTP client that still sends to stop, so that it can read its answer
+LINGER_BYTES: Final = 1024 * 1024  # limit: bytes of an HTTP client read and dropped meanwhile
 REQUEST_SECONDS: Final = 10.0  # limit: for a whole HTTP request to arrive, and for its answer to be read
 
 REASONS: Final = {
@@ -154,6 +156,8 @@ class HttpServer:
                 await self._serve(reader, writer)
         except (TimeoutError, OSError):
             pass
+        except asyncio.CancelledError:
+            pass  # by close; asyncio would log a client's task that ends as cancelled
         finally:
             self._clients.discard(task)
             writer.transport.abort()
@@ -187,6 +191,16 @@ class HttpServer:
         ]
         writer.write("\r\n".join(head).encode("ascii") + b"\r\n\r\n" + (b"" if method == "HEAD" else answer.content))
         await writer.drain()
+        await self._part(reader, writer)
+
+    async def _part(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hang up so that the answer arrives: a socket that is closed with unread input resets the connection."""
+        dropped = 0
+        with contextlib.suppress(OSError):  # TimeoutError is one
+            writer.write_eof()
+            async with asyncio.timeout(LINGER_SECONDS):
+                while dropped < LINGER_BYTES and (data := await reader.read(MAX_HEAD)):
+                    dropped += len(data)
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
