@@ -56,7 +56,7 @@ DEPENDENCIES = ("lmdb", "aiosmtpd", "dns", "cryptography", "psutil")
 
 MARKS = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + r"X\b", r"\bHACK:")))
 # Names of documents and places that a reader of the repository does not have.
-STRANGE = re.compile(r"\brows? [A-Z]\d|/work/|/tmp/brief|\bissue #?\d")
+STRANGE = re.compile(r"\brows? [A-Z]\d|/(?:home|root)/\w|\bissue #?\d")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
