@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -203,7 +204,7 @@ def check(specs: Maps, base: Path | None = None) -> tuple[str, ...]:
 TABLE_ENTRY = re.compile(r"[a-z]*[g-z][a-z]*:|cdb:[/.]")
 
 
-class Entries:
+class Entries(ABC):
     """An ordered list of patterns, `/files` of patterns, `type:tables` and `!negations`; the first that fits decides.
 
     Patterns are in a dictionary with their places, so that a long list costs no more than a short one.
@@ -255,9 +256,9 @@ class Entries:
             for number, line in self._files[path].current():
                 yield from self._flat(re.findall(r"(?:!\s*)*[^\s,]+", line), sign, f"{path}:{number}: ", depth + 1)
 
+    @abstractmethod
     def _parse(self, entry: str) -> object:
         """The key of a pattern in the dictionary. Raises ValueError with a hint."""
-        raise NotImplementedError
 
     def _generations(self) -> int:
         return sum(file.generation for file in self._files.values())
