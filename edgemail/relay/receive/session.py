@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from edgemail.relay.receive.clerk import COMMANDS, EXCEPTIONS, Clerk, verb_of
-from edgemail.relay.receive.later import parser_when_called
+from edgemail.relay.receive.later import imported_when_called
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
 from edgemail.relay.receive.reception import Reception
@@ -29,7 +29,7 @@ from edgemail.relay.wire.dialog import Dialog
 from edgemail.relay.wire.events import Atrn, Begin, Command, Content, End, StartTls
 from edgemail.reply import Reply
 
-with parser_when_called():
+with imported_when_called():
     from aiosmtpd.smtp import SMTP
 
 READER_LIMIT: Final = 32 * 1024  # limit: bytes read ahead of a session; the socket is paused at twice as much
