@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from edgemail import __version__
-from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_USAGE
-from edgemail.errors import ConfigurationError
+from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_OSERR, EX_USAGE
+from edgemail.errors import ConfigurationError, SystemRefused
 
 if TYPE_CHECKING:
     import argparse
@@ -146,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except ConfigurationError as error:
-        from edgemail.boot import config
+        from edgemail.boot import reading
 
-        print(config.report(error.path, error.problems), file=sys.stderr)
+        print(reading.report(error.path, error.problems), file=sys.stderr)
         return EX_CONFIG
     except Failure as failure:
         print(f"edgemail: {failure}", file=sys.stderr)
@@ -165,10 +165,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(path: str | None) -> int:
-    from edgemail.boot import serve
+    from edgemail.boot.reading import Reader, find
 
     try:
-        return serve.run(path)
+        reader = Reader(find(path))
+        from edgemail.boot import serve  # while the child reads the file
+
+        return serve.run(reader)
+    except SystemRefused as error:
+        print(f"fatal: {error}", file=sys.stderr)
+        return EX_OSERR
     except KeyboardInterrupt:
         return 130
 
@@ -180,9 +186,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from edgemail.boot import config
+    from edgemail.boot import config, reading
 
-    path = config.find(arguments.config)
+    path = reading.find(arguments.config)
     try:
         errors, warnings = config.check(config.load(path))
     except ConfigurationError as error:
@@ -194,17 +200,17 @@ def _check(arguments: argparse.Namespace) -> int:
                 print(json.dumps({"kind": kind, **found}, ensure_ascii=False))
     else:
         if warnings:
-            print(config.report(path, warnings).replace(f"{path}:", f"warning: {path}:"), file=sys.stderr)
+            print(reading.report(path, warnings).replace(f"{path}:", f"warning: {path}:"), file=sys.stderr)
         if errors:
-            print(config.report(path, errors), file=sys.stderr)
+            print(reading.report(path, errors), file=sys.stderr)
     return EX_CONFIG if errors else EX_OK
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    from edgemail.boot import config, show
+    from edgemail.boot import config, reading, show
     from edgemail.boot.expand import Mistake
 
-    configuration = config.load(config.find(arguments.config), files=False)
+    configuration = config.load(reading.find(arguments.config), files=False)
     changed, defaults = arguments.changed, arguments.defaults
     try:
         if arguments.json:
@@ -253,10 +259,10 @@ def _atrn(arguments: argparse.Namespace) -> int:
 
 
 def _passwd(arguments: argparse.Namespace) -> int:
-    from edgemail.boot import config
+    from edgemail.boot import config, reading
     from edgemail.boot.passwd import passwd
 
-    found = config.load(config.find(arguments.config), files=False)
+    found = config.load(reading.find(arguments.config), files=False)
     return passwd(found, arguments.user, delete=arguments.delete, recoverable=arguments.cram)
 
 

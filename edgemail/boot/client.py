@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from edgemail.boot import config
+from edgemail.boot import reading
 from edgemail.boot.frames import (
     EX_CONFIG,
     EX_NOPERM,
@@ -68,7 +68,9 @@ class Office:
 
         A file that is being edited must not hide the queue: of one with mistakes, only `queue_directory` is used.
         """
-        path = config.find(path)
+        path = reading.find(path)
+        from edgemail.boot import config
+
         try:
             settings = config.load(path, files=False).settings
             return cls(Path(settings.queue_directory), path, settings.myhostname)
@@ -78,7 +80,7 @@ class Office:
             except (OSError, ValueError, KeyError, TypeError):
                 directory = ""
             if not directory or "$" in directory:
-                raise Failure(config.report(path, error.problems), EX_CONFIG) from error
+                raise Failure(reading.report(path, error.problems), EX_CONFIG) from error
         return cls(Path(directory), path)
 
     def ask(

@@ -1,13 +1,12 @@
 """The configuration file: read, filled in, checked all at once.
 
-Owns the way from a path to a `Configuration` and which change needs a restart. What a section may hold is `sections`',
-how one value is written is `values`', what values mean is `checks`', how they are shown is `show`'s.
+Owns the way from a path to a `Configuration`. What a section may hold is `sections`', how one value is written is
+`values`', what values mean is `checks`', how they are shown is `show`'s; the daemon has it all done by `reading`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import tomllib
 from pathlib import Path
@@ -19,18 +18,9 @@ from edgemail.boot.sections import Reading
 from edgemail.errors import ConfigurationError, Problem
 from edgemail.settings import Configuration, Listener
 
-DEFAULT_PATH: Final = "/etc/edgemail/edgemail.toml"  # the image's
 MAX_FILE: Final = 1_048_576  # limit: bytes of a configuration file
 
-# What is bound, opened or given up once, at the start.
-AT_START: Final = ("queue_directory", "mail_owner", "spool_size", "inet_interfaces", "inet_protocols")
-
 _AT_LINE: Final = re.compile(r" \(at line (\d+), column \d+\)$")
-
-
-def find(path: str | None = None) -> str:
-    """The file that is meant: `path`, else $EDGEMAIL_CONFIG, else the image's."""
-    return path or os.environ.get("EDGEMAIL_CONFIG") or DEFAULT_PATH
 
 
 def load(path: str | Path, *, files: bool = True) -> Configuration:
@@ -52,32 +42,6 @@ def check(configuration: Configuration) -> tuple[tuple[Problem, ...], tuple[Prob
     given = configuration.given
     warnings = [Problem(k, given.get(k, 0), m.message, m.hint) for k, m in advice.of_configuration(configuration)]
     return errors, tuple(dict.fromkeys(warnings))
-
-
-def report(path: str, problems: tuple[Problem, ...]) -> str:
-    """One line a problem: `file:line: key: message (hint)`."""
-    out = []
-    for problem in problems:
-        where = f"{path}:{problem.line}: " if problem.line else f"{path}: "
-        key = f"{problem.key}: " if problem.key else ""
-        hint = f" ({problem.hint})" if problem.hint else ""
-        out.append(f"{where}{key}{problem.message}{hint}")
-    return "\n".join(out)
-
-
-def restart_needed(old: Configuration, new: Configuration) -> list[str]:
-    """What differs and cannot change while the process runs, a sentence each; empty when a reload does it all."""
-    needed = [
-        f"{name}: takes effect at the next start"
-        for name in AT_START
-        if getattr(old.settings, name) != getattr(new.settings, name)
-    ]
-    before, after = ({(each.address, each.port) for each in one.listeners} for one in (old, new))
-    for sign, addresses in (("no longer wanted", before - after), ("not yet bound", after - before)):
-        needed += [f"listener {address}:{port}: {sign}, until the next start" for address, port in sorted(addresses)]
-    if (old.health and (old.health.address, old.health.port)) != (new.health and (new.health.address, new.health.port)):
-        needed.append("health: its address takes effect at the next start")
-    return needed
 
 
 def smarthost_configuration(configuration: Configuration, myhostname: str, port: int) -> Configuration:

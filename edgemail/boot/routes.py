@@ -10,9 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from edgemail.boot.client import Office
-from edgemail.boot.listing import printable, span
-
 if TYPE_CHECKING:
     from edgemail.relay.queue.link import LinkStatus
     from edgemail.relay.queue.sites import SiteStatus
@@ -60,6 +57,8 @@ def _link(one: LinkStatus) -> dict[str, Any]:
 
 def text(found: Mapping[str, Any]) -> str:
     """For people: a line each, what is wrong first."""
+    from edgemail.boot.listing import printable, span
+
     now = found["now"]
     out = []
     for one in found["routes"]:
@@ -84,11 +83,15 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def _long(at: float, now: float) -> str:
+    from edgemail.boot.listing import span
+
     return span(max(0.0, now - at))
 
 
 def show(path: str | None, *, as_json: bool) -> str:
     """Ask the daemon; what to print. Raises Failure."""
+    from edgemail.boot.client import Office
+
     found = {"now": 0.0, "routes": [], "links": [], **Office.of(path).ask({"verb": "routes"})}
     found.pop("done", None)
     return json.dumps(found, ensure_ascii=False, indent=2) + "\n" if as_json else text(found)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail import __version__
-from edgemail.boot import certs, config, log, odmr, privileges
+from edgemail.boot import certs, log, odmr, privileges, reading
 from edgemail.boot.calls import Calls
 from edgemail.boot.control import SOCKET_NAME, ControlServer
 from edgemail.boot.routes import survey
@@ -218,8 +218,8 @@ class Relay:
     async def reload(self) -> None:
         """Read the configuration again. Raises EdgemailError; then the old values stay in force, in all parts."""
         async with self._reloading:
-            fresh = await asyncio.to_thread(config.load, self.configuration.path)
-            for needed in config.restart_needed(self.configuration, fresh):
+            fresh = await asyncio.to_thread(reading.read, self.configuration.path)
+            for needed in reading.restart_needed(self.configuration, fresh):
                 logger.warning("warning: %s", needed)
             fresh = odmr.with_turned(certs.ensure(fresh, self.clock))
             try:
@@ -248,7 +248,7 @@ class Relay:
         try:
             await self.reload()
         except ConfigurationError as error:
-            for line in config.report(error.path, error.problems).splitlines():
+            for line in reading.report(error.path, error.problems).splitlines():
                 logger.error("error: %s", line)
             logger.error("error: the configuration before it stays in force")
         except EdgemailError as error:
@@ -317,12 +317,12 @@ def guarded(body: Callable[[], int]) -> int:
         return EX_CONFIG
 
 
-def run(path: str | None) -> int:
-    """`edgemail run`: serve the configuration at `path` until told to stop; returns the exit code."""
+def run(reader: reading.Reader) -> int:
+    """`edgemail run`: serve the configuration that `reader` has read until told to stop; returns the exit code."""
     try:
-        configuration = config.load(config.find(path))
+        configuration = reader.configuration()
     except ConfigurationError as error:
-        print(config.report(error.path, error.problems), file=sys.stderr)
+        print(reading.report(error.path, error.problems), file=sys.stderr)
         return EX_CONFIG
     log.start(configuration.settings.syslog_name)
     return guarded(lambda: asyncio.run(_run(configuration, SystemClock())))

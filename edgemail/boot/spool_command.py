@@ -31,9 +31,9 @@ def add_to(commands: Any) -> None:
 
 
 def _directory(arguments: argparse.Namespace) -> tuple[Path, int]:
-    from edgemail.boot import config
+    from edgemail.boot import config, reading
 
-    settings = config.load(config.find(arguments.config), files=False).settings
+    settings = config.load(reading.find(arguments.config), files=False).settings
     return Path(settings.queue_directory), settings.spool_size
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from edgemail.boot import config
+from edgemail.boot import config, reading
 from edgemail.boot.client import Failure, Sink, become_owner
 from edgemail.boot.control import Channel, Peer, Refused
 from edgemail.boot.frames import EX_CONFIG, EX_TEMPFAIL
@@ -121,7 +121,7 @@ def carry_out(path: str, directory: Path, request: Mapping[str, Any], sink: Sink
     try:
         configuration = config.load(path, files=False)
     except ConfigurationError as error:
-        raise Failure(config.report(path, error.problems), EX_CONFIG) from error
+        raise Failure(reading.report(path, error.problems), EX_CONFIG) from error
     become_owner(directory)
     try:
         return asyncio.run(_carry_out(verb, configuration, directory, request, sink))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from edgemail.boot import config
+from edgemail.boot import config, reading
 from edgemail.envelope import Address
 from edgemail.errors import ConfigurationError, TableError
 from edgemail.relay.receive.policy import Client, Policy
@@ -36,7 +36,7 @@ def judge(directory: Path, text: bytes) -> None:
     except ConfigurationError as error:
         assert error.problems
         assert all(problem.message for problem in error.problems)
-        config.report("edgemail.toml", error.problems).encode()
+        reading.report("edgemail.toml", error.problems).encode()
         return
     stranger = Client("203.0.113.77")
     for listener in found.listeners:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemail.boot import config, show
+from edgemail.boot import config, reading, show
 from edgemail.boot.expand import FILE_NAMES, Mistake, split
 from edgemail.boot.lines import lines
 from edgemail.boot.values import octets, seconds
@@ -53,7 +53,7 @@ def problems(directory: Path, text: str) -> list[Problem]:
 def problem(directory: Path, text: str) -> Problem:
     """The only problem of a text after HEAD; its line counts from the first line after HEAD."""
     found = problems(directory, HEAD + text)
-    assert len(found) == 1, config.report("x", tuple(found))
+    assert len(found) == 1, reading.report("x", tuple(found))
     return dataclasses.replace(found[0], line=found[0].line - HEAD.count("\n"))
 
 
@@ -494,7 +494,7 @@ def test_what_is_not_toml(tmp_path: Path, text: str, line: int, hint: str) -> No
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         config.load(tmp_path / "none.toml")
-    said = config.report("none.toml", caught.value.problems)
+    said = reading.report("none.toml", caught.value.problems)
     assert said.startswith("none.toml: cannot be read: No such file or directory (")
     assert "--config" in said and "$EDGEMAIL_CONFIG" in said
     (tmp_path / "latin.toml").write_bytes(b"a = 1\nb = '\xe4'\n")
@@ -615,9 +615,9 @@ def test_files_that_the_owner_could_not_read_again() -> None:
 def test_which_changes_need_a_restart(tmp_path: Path) -> None:
     base = HEAD + 'inet_interfaces = "127.0.0.1"\n'
     old = load(tmp_path, base)
-    assert config.restart_needed(old, load(tmp_path, base + 'relayhost = "x.example"\nsmtpd_timeout = 5\n')) == []
+    assert reading.restart_needed(old, load(tmp_path, base + 'relayhost = "x.example"\nsmtpd_timeout = 5\n')) == []
     moved = load(tmp_path, base.replace("127.0.0.1", "all") + "[health]\n")
-    told = config.restart_needed(old, moved)
+    told = reading.restart_needed(old, moved)
     assert [each.partition(":")[0] for each in told] == [
         "inet_interfaces",
         "listener 127.0.0.1",
@@ -625,7 +625,7 @@ def test_which_changes_need_a_restart(tmp_path: Path) -> None:
         "health",
     ]
     away = load(tmp_path, base.replace('"spool"', '"other"') + 'mail_owner = "nobody"\nspool_size = "1GiB"\n')
-    told = config.restart_needed(old, away)
+    told = reading.restart_needed(old, away)
     assert [each.partition(":")[0] for each in told] == ["queue_directory", "mail_owner", "spool_size"]
 
 
@@ -738,10 +738,10 @@ def test_lines_end_for_any_text(text: str) -> None:
 
 def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGEMAIL_CONFIG", raising=False)
-    assert config.find() == config.DEFAULT_PATH
+    assert reading.find() == reading.DEFAULT_PATH
     monkeypatch.setenv("EDGEMAIL_CONFIG", "/x")
-    assert config.find() == "/x"
-    assert config.find("/y") == "/y"
+    assert reading.find() == "/x"
+    assert reading.find("/y") == "/y"
 
 
 def test_settings_hold_nothing_unreadable() -> None:
