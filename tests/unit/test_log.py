@@ -162,3 +162,36 @@ def test_a_stream_that_is_gone_stops_nothing(root: logging.Logger, capsys: pytes
     stream.close()
     logging.getLogger("edgemail.qmgr").info("x")
     assert capsys.readouterr().err == ""
+
+
+class Counting(io.StringIO):
+    """A stream that knows how often it was written to."""
+
+    writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+def test_a_line_is_one_write_and_what_others_may_ask_of_a_record_is_there(root: logging.Logger) -> None:
+    stream, seen = Counting(), io.StringIO()
+    log.start(stream=stream)
+    other = logging.StreamHandler(seen)
+    other.setFormatter(logging.Formatter("%(levelname)s %(name)s %(filename)s:%(lineno)d %(process)s %(message)s"))
+    root.addHandler(other)
+    logging.getLogger("edgemail.qmgr").info("to=<%s>, delay=%.1f", "you", 0.25)
+    logging.getLogger("edgemail.qmgr").warning("%(a)s and %(b)d", {"a": "one", "b": 2})
+    assert stream.writes == 2
+    assert [line.partition("]: ")[2] for line in stream.getvalue().splitlines()] == [
+        "to=<you>, delay=0.2",
+        "warning: one and 2",
+    ]
+    assert seen.getvalue().splitlines()[-1].endswith("one and 2")
+
+
+def test_the_second_that_is_kept_is_the_records_own() -> None:
+    form = Formatter(host="h")
+    first, second = (form.format(record("x", created=1_795_256_549.9 + late)) for late in (0.0, 0.2))
+    assert first[13:15] != second[13:15]
+    assert form.format(record("x", created=1_795_256_549.0)) == first
