@@ -33,7 +33,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "lmdb": ("edgemail.spool",),
     "aiosmtpd": ("edgemail.relay.receive.session",),
     "dns": ("edgemail.relay.send.resolve", "edgemail.relay.receive.policy"),
-    "cryptography": ("edgemail.boot.certs",),
+    "cryptography": ("edgemail.boot.bundle", "edgemail.boot.certs"),
     "psutil": ("edgemail.health.guard", "edgemail.boot.serve"),
     "argparse": ("edgemail.boot.cli", "edgemail.boot.queue_command", "edgemail.boot.spool_command"),
     "email": (),
