@@ -10,6 +10,7 @@ from enum import Enum, IntFlag
 
 from edgemail.errors import Kind
 from edgemail.reply import Reply
+from edgemail.via import Via
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class Delivery:
     envelope: Envelope
     targets: tuple[Target, ...]
     route: Route
+    via: Via | None = None  # the uplink it goes by; None: as the system routes
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,6 +276,7 @@ class Link:
     on_up: Names = ON_UP  # what is done when it comes up
     etrn: str = ""  # HOST[:PORT] that is asked then to start its queue
     etrn_domains: Names = ()  # for these domains
+    bind: bool = True  # its mail keeps to the interface; False: goes as the system routes, and the interface is watched
 
 
 @dataclass(frozen=True, slots=True)

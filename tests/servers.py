@@ -55,6 +55,7 @@ class FakeServer:
     received: list[Received] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)  # every command of every connection
     connections: int = 0
+    clients: list[str] = field(default_factory=list)  # the address of each
     sessions: list[str] = field(default_factory=list)  # "cipher" or "resumed" of each handshake
     port: int = 0
     script: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None  # instead of all that
@@ -78,6 +79,7 @@ class FakeServer:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self.clients.append(str(writer.get_extra_info("peername")[0]))
         try:
             with contextlib.suppress(
                 ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, asyncio.CancelledError

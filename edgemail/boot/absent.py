@@ -21,6 +21,7 @@ _RESTRICTIONS: Final = "put the checks into smtpd_relay_restrictions or smtpd_re
 _CODES: Final = "the codes of refusals are fixed; soft_bounce makes all of them temporary"
 _CURVES: Final = "use smtpd_tls_eecdh_grade"
 _NO_BOUND: Final = "there is nothing of the kind to bound here; leave it out"
+_NO_SOURCE: Final = "name the interface in a [[link]], and the link in smtp_links"
 _NO_VERP: Final = "edgemail writes no VERP senders"
 _NO_PINS: Final = "use level verify or secure, with the certificates that you trust in smtp_tls_CAfile"
 
@@ -96,8 +97,8 @@ ABSENT: Final[Mapping[str, str]] = {
     "sender_dependent_relayhost_maps": "the next hop depends on the recipient alone",
     "sendmail_path": _ONE_PROCESS,
     "setgid_group": _ONE_PROCESS,
-    "smtp_bind_address": "the system chooses the source address by its routes",
-    "smtp_bind_address6": "the system chooses the source address by its routes",
+    "smtp_bind_address": _NO_SOURCE,
+    "smtp_bind_address6": _NO_SOURCE,
     "smtp_dns_support_level": "use disable_dns_lookups",
     "smtp_enforce_tls": _CLIENT_LEVEL,
     "smtp_generic_maps": _NO_REWRITING,

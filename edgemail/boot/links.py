@@ -149,10 +149,18 @@ def _connections(raw: Any, scope: Scope) -> int:
     return raw
 
 
+def _bool(raw: Any, scope: Scope) -> bool:
+    if not isinstance(raw, bool):
+        raise Mistake(f"is {shown(raw)}, expected true or false")
+    return raw
+
+
 def _windows(raw: Any, scope: Scope) -> Names:
     parts = [raw] if isinstance(raw, str) else raw
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise Mistake(f"is {shown(raw)}, expected an array of text", 'for example ["Mon-Fri 02:00-04:00"]')
+    if not parts:
+        raise Mistake("is empty: the link would never be used", "leave it out for all hours")
     if len(parts) > MAX_WINDOWS:
         raise Mistake(f"more than {MAX_WINDOWS} windows")
     for part in parts:
@@ -202,6 +210,7 @@ _READERS: Final[Mapping[str, Callable[[Any, Scope], Any]]] = {
     "budget_month": _bytes,
     "size_limit": _bytes,
     "connections": _connections,
+    "bind": _bool,
     "on_up": _on_up,
     "etrn": _host,
     "etrn_domains": _domains,

@@ -193,4 +193,6 @@ def _value(value: Any) -> str:
     """A value outside Settings."""
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_quoted(item, True) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return _quoted(value, True) if isinstance(value, str) else str(value)

@@ -1,5 +1,5 @@
 """Programs that nobody here wrote, to talk to: Postfix, Exim, swaks, msmtp, curl, openssl, fetchmail, promtool,
-Chromium.
+nft, Chromium.
 
 `python -m tests.peers install` fetches the Debian packages of what this machine lacks and unpacks them under
 .cache/peers; nothing is installed, so a machine's own mail system is never touched, and no root is needed for it.
@@ -74,6 +74,7 @@ PEERS = {
         Peer("openssl", ("openssl",), "openssl"),
         Peer("fetchmail", ("fetchmail",), "fetchmail"),
         Peer("prometheus", ("prometheus",), "promtool"),
+        Peer("nftables", ("nftables",), "nft"),
         Peer("chromium", ("chromium", "chromium-driver", "fonts-dejavu-core"), "chromedriver"),
     )
 }

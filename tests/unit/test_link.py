@@ -534,6 +534,7 @@ connections = 2
 on_up = []
 etrn = "mail.isp.example:2525"
 etrn_domains = ["ship.example", "@fleet.example"]
+bind = false
 """
 
 
@@ -544,7 +545,7 @@ def test_links_of_a_file(tmp_path: Path) -> None:
     assert vsat == Link(
         "vsat", "satellite", "sat0", "192.0.2.1", "[192.0.2.1]:587", ("/usr/bin/true", "$$x"), 300.0, 5.0,
         ("Mon-Fri 02:00-04:00", "Sat 00:00-24:00"), 20_000_000, 400_000_000, 100_000, 2, (),
-        "mail.isp.example:2525", ("ship.example", "@fleet.example"),
+        "mail.isp.example:2525", ("ship.example", "@fleet.example"), bind=False,
     )  # fmt: skip
     assert found.settings.smtp_links == ("fibre", "vsat")
     assert found.transport("slow").smtp_links == ("vsat",)
@@ -572,6 +573,9 @@ def test_links_of_a_file(tmp_path: Path) -> None:
         ("[[link]]\nname='a'\ncommand=['true']", "link[1].command", "not an absolute path"),
         ("[[link]]\nname='a'\ninterface='x'\nclass='fiber'", "link[1].class", "not one of fibre, lte, satellite"),
         ("[[link]]\nname='a'\ninterface='x'\nwindows=['Mon']", "link[1].windows", "no window"),
+        ("[[link]]\nname='a'\ninterface='x'\nwindows=[]", "link[1].windows", "would never be used"),
+        ("[[link]]\nname='a'\ninterface='x'\nwindows=['02:00-02:00']", "link[1].windows", "is never open"),
+        ("[[link]]\nname='a'\ninterface='x'\nbind='no'", "link[1].bind", "expected true or false"),
         ("[[link]]\nname='a'\ninterface='x'\nprobe_interval='1s'", "link[1].probe_interval", "out of bounds"),
         ("[[link]]\nname='a'\ninterface='x'\nbudget_day=0", "link[1].budget_day", "too small"),
         ("[[link]]\nname='a'\ninterface='x'\nsize_limit='10k'", "link[1].size_limit", "not a size"),

@@ -168,6 +168,11 @@ def goes_to(route: Router, envelope: Envelope, site: str) -> bool:
     return False
 
 
+def domains(envelope: Envelope) -> Iterable[str]:
+    """The domains of those of a message that are not finished."""
+    return (recipient.address.domain for recipient in envelope.recipients)
+
+
 def quiet_flag(envelope: Envelope) -> Flag:
     """Whose doing it is that a message waits, by what its envelope says; NONE where that cannot be told."""
     if any(not recipient.reason for recipient in envelope.recipients):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from edgemail.clock import Clock
 from edgemail.counters import Counter
 from edgemail.envelope import Delivery, Envelope, Outcome, queue_id
 from edgemail.errors import Kind, SpoolDamaged, SpoolError
-from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, goes_to, quiet_flag, side_flag, split
+from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, domains, goes_to, quiet_flag, side_flag, split
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
@@ -325,7 +325,8 @@ class Dispatch:
         outcomes: tuple[Outcome, ...] = ()
         try:
             try:
-                outcomes = await self._deliver(Delivery(active.envelope, part.targets, part.route))
+                via = uplink.via if uplink is not None else None
+                outcomes = await self._deliver(Delivery(active.envelope, part.targets, part.route, via))
             except Exception:
                 self._slip(active.envelope)
                 outcomes = tuple(Outcome(target.index, Kind.LOCAL, NO_OUTCOME) for target in part.targets)
@@ -440,8 +441,3 @@ def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         EXCEPTIONS.add()
         log.error("error: unexpected trouble in the queue", exc_info=error)
-
-
-def domains(envelope: Envelope) -> Iterable[str]:
-    """The domains of those of a message that are not finished."""
-    return (recipient.address.domain for recipient in envelope.recipients)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from edgemail.clock import Clock
 from edgemail.relay.queue.window import Window, is_open, next_change, parse_window
 from edgemail.settings import Configuration, Link
+from edgemail.via import Via
 
 log = logging.getLogger("edgemail.link")
 
@@ -66,6 +67,7 @@ class Uplink:
     reason: str = "not looked at yet"
     running: int = 0
     ups: int = 0  # how often it came up
+    addresses: tuple[str, ...] = ()  # of its interface
     spent: dict[str, int] = field(default_factory=lambda: {"day": 0, "month": 0})
     period: dict[str, str] = field(default_factory=lambda: {"day": "", "month": ""})
 
@@ -80,6 +82,12 @@ class Uplink:
     @property
     def up(self) -> bool:
         return self.state is State.UP
+
+    @property
+    def via(self) -> Via | None:
+        """What connections over it keep to; None where that is left to the system's routes."""
+        interface = self.link.interface
+        return Via(self.name, interface, self.addresses) if interface and self.link.bind else None
 
 
 class Links:
@@ -118,6 +126,17 @@ class Links:
         if uplink is not None and (uplink.works, uplink.why) != (works, why):
             uplink.works, uplink.why = works, why
             self.review()
+
+    def addressed(self, name: str, addresses: Iterable[str]) -> None:
+        """What addresses the interface of a link has now."""
+        uplink = self._uplinks.get(name)
+        if uplink is not None:
+            uplink.addresses = tuple(sorted(addresses))
+
+    def via(self, name: str) -> Via | None:
+        """See `Uplink.via`."""
+        uplink = self._uplinks.get(name)
+        return uplink.via if uplink is not None else None
 
     def known(self, name: str) -> tuple[bool, str]:
         """What `observe` said last."""

@@ -15,7 +15,8 @@ from typing import Final
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
-from edgemail.relay.queue.dispatch import Dispatch, domains
+from edgemail.relay.queue.active import domains
+from edgemail.relay.queue.dispatch import Dispatch
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
 from edgemail.relay.queue.requeue import requeue

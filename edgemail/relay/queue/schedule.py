@@ -17,9 +17,9 @@ from typing import Any, Final
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.errors import Kind
-from edgemail.relay.queue.active import Router
+from edgemail.relay.queue.active import Router, domains
 from edgemail.relay.queue.bounce import Bounces
-from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch, domains
+from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait

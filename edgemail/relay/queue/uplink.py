@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.netlink import Netlink, source_towards
 from edgemail.settings import Configuration, Link
+from edgemail.via import Via, tied
 
 log = logging.getLogger("edgemail.link")
 
@@ -136,6 +138,7 @@ class Uplinks:
             if not interface.addresses:
                 return False, f"no address on {link.interface}"
             addresses = interface.addresses
+            self._links.addressed(link.name, addresses)
         if link.route:
             try:
                 source = source_towards(link.route)
@@ -167,7 +170,7 @@ class Uplinks:
         try:
             async with asyncio.timeout(link.probe_timeout):
                 if link.probe:
-                    await _connect(link.probe)
+                    await _connect(link.probe, self._links.via(link.name))
                 if link.command:
                     code = await _run(link.command)
                     if code != 0:
@@ -251,12 +254,25 @@ def _write(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-async def _connect(probe: str) -> None:
+async def _connect(probe: str, via: Via | None) -> None:
+    """Connect as the mail would: by that uplink. Raises OSError when no address answers."""
     host, _, port = probe.rpartition(":")
-    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    loop = asyncio.get_running_loop()
+    error = OSError(f"{host} has no address")
+    for family, _, _, _, place in await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+        try:
+            with tied(family, str(place[0]), via) or _untied(family) as probing:
+                await loop.sock_connect(probing, place)
+                return
+        except OSError as failed:
+            error = failed
+    raise error
+
+
+def _untied(family: int) -> socket.socket:
+    found = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    found.setblocking(False)
+    return found
 
 
 async def _run(command: tuple[str, ...]) -> int:

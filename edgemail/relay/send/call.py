@@ -19,6 +19,7 @@ from edgemail.relay.send.tls import Contexts
 from edgemail.relay.wire.client import Phase
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Maps, Settings
+from edgemail.via import Via
 
 log = logging.getLogger("edgemail.smtp")
 
@@ -71,10 +72,10 @@ class Caller:
         self._configuration = configuration
         self._contexts.forget()
 
-    async def call(self, hop: str, login: Login | None = None) -> Session:
+    async def call(self, hop: str, login: Login | None = None, via: Via | None = None) -> Session:
         """A session with `hop`, as `provider` gives it, ready for commands. Raises CallFailed.
 
-        `login`: as whom; by default what smtp_sasl_password_maps say, if they are in use.
+        `login`: as whom; by default what smtp_sasl_password_maps say, if they are in use. `via`: the uplink to keep to.
         """
         settings = self._configuration.transport("smtp")
         name = parse_hop(hop, ETRN_PORT).host
@@ -90,16 +91,18 @@ class Caller:
         for host in hosts:
             for place in interleave(host.addresses, settings.smtp_address_preference):
                 try:
-                    return await self._open(settings, host, place, name, login)
+                    return await self._open(settings, host, place, name, login, via=via)
                 except CallFailed as error:
                     failure = error
         raise failure
 
-    async def _open(self, settings: Settings, host: Host, place: Place, name: str, login: Login | None) -> Session:
+    async def _open(
+        self, settings: Settings, host: Host, place: Place, name: str, login: Login | None, *, via: Via | None
+    ) -> Session:
         peer = Peer(host.name, place[1], host.port)
         for clear in (False, True):
             try:
-                line, _ = await connect([place], host.port, settings.smtp_connect_timeout)
+                line, _ = await connect([place], host.port, settings.smtp_connect_timeout, via)
             except Unreached as error:
                 why = next(iter(error.errors.values()))
                 raise CallFailed(f"connect to {peer.relay}: {why.strerror or why}") from error
@@ -119,9 +122,9 @@ class Caller:
                     session.abort()
         raise CallFailed(f"no TLS with {peer}, and none without")
 
-    async def etrn(self, hop: str, nodes: Sequence[str]) -> list[tuple[str, Reply]]:
+    async def etrn(self, hop: str, nodes: Sequence[str], via: Via | None = None) -> list[tuple[str, Reply]]:
         """Ask a provider to start its queue for each of `nodes`; what it said to each. Raises CallFailed."""
-        session = await self.call(hop)
+        session = await self.call(hop, via=via)
         try:
             if not session.client.abilities.offers("ETRN"):
                 raise CallFailed(f"host {session.peer} does not offer ETRN", temporary=False)
@@ -140,14 +143,19 @@ class Caller:
         return found
 
     async def atrn(
-        self, hop: str, login: Login, names: Sequence[str], before: Callable[[str, Session], Awaitable[None]]
+        self,
+        hop: str,
+        login: Login,
+        names: Sequence[str],
+        before: Callable[[str, Session], Awaitable[None]],
+        via: Via | None = None,
     ) -> tuple[Reply, Session | None]:
         """Ask a provider to send the mail of our domains over this very connection. Raises CallFailed.
 
         `before`: what else is to be done in the session, as long as we are its client.
         What it said; and where that was a 250, the session, of which only the connection is to be used any more.
         """
-        session = await self.call(hop, login)
+        session = await self.call(hop, login, via)
         turned = False
         try:
             if session.login_passed_over:

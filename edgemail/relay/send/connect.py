@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgemail.relay.send.tls import ResumingContext
+from edgemail.via import Via, tied
 
 WRITE_HIGH_WATER: Final = 65_536  # limit: octets waiting to be written to a server before the content is held back
 READ_HIGH_WATER: Final = 16_384  # limit: octets of a server held unread; a reply has 32 KiB at most
@@ -201,9 +202,9 @@ class Unreached(Exception):
         return all(error.errno in UNREACHABLE for error in self.errors.values())
 
 
-async def connect(places: Sequence[Place], port: int, seconds: float) -> tuple[Line, Place]:
+async def connect(places: Sequence[Place], port: int, seconds: float, via: Via | None = None) -> tuple[Line, Place]:
     """The first address of `places` that answers, each given `seconds`, the next started when the last has failed or
-    after CONNECT_STAGGER (RFC 8305 5). Raises Unreached; the losers are closed.
+    after CONNECT_STAGGER (RFC 8305 5). Raises Unreached; the losers are closed. `via`: the uplink that it keeps to.
     """
     loop = asyncio.get_running_loop()
     waiting = list(places)
@@ -213,7 +214,7 @@ async def connect(places: Sequence[Place], port: int, seconds: float) -> tuple[L
         while waiting or running:
             if waiting:
                 place = waiting.pop(0)
-                running[loop.create_task(_dial(place, port, seconds))] = place
+                running[loop.create_task(_dial(place, port, seconds, via))] = place
             pause = CONNECT_STAGGER if waiting else None
             done, _ = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -237,16 +238,25 @@ def _discard(task: asyncio.Task[Line]) -> None:
         task.result().abort()
 
 
-async def _dial(place: Place, port: int, seconds: float) -> Line:
+async def _dial(place: Place, port: int, seconds: float, via: Via | None) -> Line:
     family, address = place
     loop = asyncio.get_running_loop()
+    own = tied(family, address, via)
     try:
         async with asyncio.timeout(seconds):
-            _, line = await loop.create_connection(Line, address, port, family=family)
+            if own is None:
+                _, line = await loop.create_connection(Line, address, port, family=family)
+            else:
+                await loop.sock_connect(own, (address, port))
+                _, line = await loop.create_connection(Line, sock=own)
+                own = None  # the transport has it
     except TimeoutError as error:
         if error.errno is not None:  # the kernel's own ETIMEDOUT
             raise
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out") from None
+    finally:
+        if own is not None:
+            own.close()
     return line
 
 

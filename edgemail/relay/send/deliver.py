@@ -7,6 +7,7 @@ each. Never raises: what nobody expected is a LOCAL outcome and a traceback in t
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -221,7 +222,9 @@ class Courier:
         login = self._login(settings, text)
         words = [settings.smtp_tls_security_level, *wanted_names(settings, "", name)]
         user = login.user if login is not None else ""
-        return _Hop(text, name, Key(attempt.delivery.route.transport, text.lower(), " ".join(words), user))
+        via = attempt.delivery.via
+        link = via.link if via is not None else ""
+        return _Hop(text, name, Key(attempt.delivery.route.transport, text.lower(), " ".join(words), user, link))
 
     def _login(self, settings: Settings, hop: str, host: str = "") -> Login | None:
         if not settings.smtp_sasl_auth_enable:
@@ -271,7 +274,7 @@ class Courier:
         """Connect to one of `places` and deliver. How many of them are used up, and whether a session came about."""
         seconds = attempt.settings.smtp_connect_timeout
         try:
-            line, place = await connect(places, host.port, seconds)
+            line, place = await connect(places, host.port, seconds, attempt.delivery.via)
         except Unreached as error:
             attempt.failures.append(_unreached(error, host, attempt.configured))
             return len(places), False
@@ -281,7 +284,7 @@ class Courier:
         session, clear = await self._open(attempt, hop, line, peer, clear=False)
         if clear:
             try:
-                line, _ = await connect([place], host.port, seconds)
+                line, _ = await connect([place], host.port, seconds, attempt.delivery.via)
             except Unreached as error:
                 attempt.failures.append(_unreached(error, host, attempt.configured))
                 return used, False
@@ -407,6 +410,8 @@ def _unresolved(error: ResolveError, configured: bool) -> Verdict:
 def _unreached(error: Unreached, host: Host, configured: bool) -> Verdict:
     (_, address), last = list(error.errors.items())[-1]
     why = os.strerror(last.errno) if last.errno else str(last)  # asyncio has its own words for some
+    if last.errno == errno.EADDRNOTAVAIL:
+        why = last.strerror or why  # which link has none
     reply = Reply(450, "4.4.1", f"connect to {host.name}[{address}]:{host.port}: {why}")
     verdict = site_verdict(reply, configured, Phase.GREETING)
     return Verdict(Kind.LINK, reply, site_failed=True) if error.link else verdict
