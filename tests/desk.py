@@ -91,7 +91,7 @@ class Running:
             status=lambda: {"state": "ok"},
             routes=lambda: self.routes,
         )
-        self.server = ControlServer(self.directory / SOCKET_NAME, self.desk.verbs())
+        self.server = ControlServer(self.directory / SOCKET_NAME, self.desk.verbs)
         await self.server.start()
 
     async def _stop(self) -> None:

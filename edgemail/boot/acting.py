@@ -87,7 +87,7 @@ class Acting:
         envelope = await accept(
             submission, self._text(to), relay.store, relay.clock, settings=settings, uid=os.geteuid()
         )
-        relay.courier.watch(envelope.id)
+        relay.outbound.courier.watch(envelope.id)
         relay.accepted(envelope)
         log.info("%s: test message to=<%s> from the status page", envelope.queue_id, to)
         return {"verb": "test", "id": envelope.queue_id, "to": to}
@@ -107,7 +107,7 @@ class Acting:
         ).encode()
 
     def _conversation(self, which: int | None) -> dict[str, Any]:
-        lines = self._relay.courier.conversation(which or 0)
+        lines = self._relay.outbound.courier.conversation(which or 0)
         if lines is None:
             return {"error": "no conversation of this message is remembered"}
         return {"verb": "conversation", "lines": lines}

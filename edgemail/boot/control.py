@@ -144,8 +144,8 @@ class Verb:
 class ControlServer:
     """Listens on `path` and lets each connection ask one of `verbs`."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb], *, group: int = -1) -> None:
-        """`group`: the gid that may connect; -1 keeps the process's own."""
+    def __init__(self, path: Path, verbs: Callable[[], Mapping[str, Verb]], *, group: int = -1) -> None:
+        """`verbs` is asked at the first request. `group`: the gid that may connect; -1 keeps the process's own."""
         self.path = path
         self.group = group
         self._verbs = verbs
@@ -222,7 +222,7 @@ class ControlServer:
                 return  # went away
             request = parse(line)
             name = str(request.get("verb", ""))[:40]
-            verb = self._verbs.get(name)
+            verb = self._verbs().get(name)
             if verb is None:
                 raise Refused(f"there is no verb {name!r}")
             if verb.owner and not channel.peer.owner:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgemail import __version__
-from edgemail.boot.entries import STATES
 from edgemail.counters import MAX_SERIES, Counter, Gauge
 from edgemail.health.guard import RoomGuard, read_field
 from edgemail.relay.receive.clerk import MESSAGES
@@ -82,6 +81,8 @@ class Gauges:
         self._written()
 
     def _queue(self) -> None:
+        from edgemail.boot.entries import STATES
+
         queue, now = self._survey.queue, self._relay.clock.wall()
         for state in STATES:
             DEPTH.set(float(queue.states.get(state, 0)), state)

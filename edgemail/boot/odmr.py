@@ -7,7 +7,6 @@ everything else about it (whose turn, outcomes, bounces) is the queue's as ever.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +17,8 @@ from edgemail.clock import Clock
 from edgemail.envelope import Address, Disposal, Envelope, Recipient, Route
 from edgemail.errors import TableError
 from edgemail.relay.send.connect import Line
-from edgemail.relay.send.deliver import TURNED, Courier
+from edgemail.relay.send.deliver import Courier
+from edgemail.relay.send.hop import TURNED
 from edgemail.relay.send.session import Broken, Peer, Session, SetupFailed
 from edgemail.relay.send.tls import Contexts
 from edgemail.relay.wire import replies
@@ -47,20 +47,6 @@ class Queue(Protocol):
     async def flush(
         self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
     ) -> int: ...
-
-
-def with_turned(configuration: Configuration) -> Configuration:
-    """The configuration with the transport of such sessions: one delivery at a time, for there is one connection."""
-    settings = dataclasses.replace(
-        configuration.settings,
-        initial_destination_concurrency=1,
-        default_destination_concurrency_limit=1,
-        smtp_tls_security_level="none",  # what the connection has it got before it was turned round
-        smtp_tls_wrappermode=False,
-        smtp_sasl_auth_enable=False,
-        smtp_links=(),
-    )
-    return dataclasses.replace(configuration, transports={**configuration.transports, TURNED: settings})
 
 
 class Provider:

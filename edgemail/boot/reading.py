@@ -8,11 +8,13 @@ and the child reads the file while its parent imports what serves. What the file
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import Final
 
 from edgemail.errors import ConfigurationError, Problem, SystemRefused
+from edgemail.relay.send.hop import TURNED
 from edgemail.settings import Configuration
 
 DEFAULT_PATH: Final = "/etc/edgemail/edgemail.toml"  # the image's
@@ -88,6 +90,20 @@ def restart_needed(old: Configuration, new: Configuration) -> list[str]:
     if (old.health and (old.health.address, old.health.port)) != (new.health and (new.health.address, new.health.port)):
         needed.append("health: its address takes effect at the next start")
     return needed
+
+
+def with_turned(configuration: Configuration) -> Configuration:
+    """The configuration with the transport of such sessions: one delivery at a time, for there is one connection."""
+    settings = dataclasses.replace(
+        configuration.settings,
+        initial_destination_concurrency=1,
+        default_destination_concurrency_limit=1,
+        smtp_tls_security_level="none",  # what the connection has it got before it was turned round
+        smtp_tls_wrappermode=False,
+        smtp_sasl_auth_enable=False,
+        smtp_links=(),
+    )
+    return dataclasses.replace(configuration, transports={**configuration.transports, TURNED: settings})
 
 
 def main(path: str) -> None:

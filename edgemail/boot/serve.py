@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail import __version__
-from edgemail.boot import certs, log, odmr, privileges, reading
-from edgemail.boot.calls import Calls
-from edgemail.boot.control import SOCKET_NAME, ControlServer
+from edgemail.boot import certs, log, privileges, reading
+from edgemail.boot.control import ControlServer, Verb
+from edgemail.boot.frames import SOCKET_NAME
 from edgemail.boot.routes import survey
 from edgemail.boot.status import Status
-from edgemail.boot.verbs import Desk
 from edgemail.clock import SystemClock
-from edgemail.envelope import Delivery, Envelope, Outcome
+from edgemail.envelope import Address, Delivery, Envelope, Outcome, Recipient, Route
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy, SpoolError, SystemRefused
 from edgemail.health.watchdog import notify
 from edgemail.relay.queue.link import Links
@@ -33,15 +33,15 @@ from edgemail.relay.queue.schedule import Scheduler
 from edgemail.relay.queue.uplink import Uplinks
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.reception import Reception
-from edgemail.relay.send.call import Caller, CallFailed
 from edgemail.relay.send.credentials import Credentials
-from edgemail.relay.send.deliver import Courier
-from edgemail.relay.send.resolve import Resolver
 from edgemail.relay.send.route import Router
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Link
 from edgemail.spool.space import admission
 from edgemail.spool.store import ensure_free, open_store
+
+if TYPE_CHECKING:
+    from edgemail.boot.outbound import Outbound
 
 logger = logging.getLogger("edgemail.master")
 
@@ -94,13 +94,13 @@ class Relay:
             self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
             undo.push_async_callback(self.store.close)
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
-            self.configuration = odmr.with_turned(certs.ensure(self.configuration, self.clock))
+            self.configuration = reading.with_turned(certs.ensure(self.configuration, self.clock))
             self._compose()
             await self.scheduler.load()
             self.uplinks.start()
             undo.push_async_callback(self.uplinks.close)
             self._running = asyncio.create_task(self.scheduler.run())
-            self.control = ControlServer(directory / SOCKET_NAME, {**self.desk.verbs(), **self.calls.verbs()})
+            self.control = ControlServer(directory / SOCKET_NAME, self._verbs)
             await self.control.start()
             undo.push_async_callback(self.control.close)
             await self.status.start()
@@ -118,19 +118,7 @@ class Relay:
         """Make the parts and hand each what it needs of the others."""
         configuration, clock = self.configuration, self.clock
         self.router = Router(configuration, own=own_addresses)
-        self.resolver = Resolver(configuration, clock, own_addresses)
-        credentials = Credentials(configuration)
-        self.courier = Courier(
-            self.store,
-            clock,
-            configuration,
-            resolver=self.resolver,
-            credentials=credentials,
-            notice=lambda *notice: self.scheduler.notice(*notice),  # noqa: PLW0108 - it is made further down
-        )
-        self.caller = Caller(clock, configuration, self.resolver, credentials)
-        self.provider = odmr.Provider(clock, configuration, self.courier, self.router.route, self.stopping)
-        self.calls = Calls(self.caller, self.server, clock, lambda: self.configuration, send_up=self.provider.send_up)
+        self.credentials = Credentials(configuration)
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(
             self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up
@@ -139,12 +127,11 @@ class Relay:
             self.store,
             clock,
             configuration,
-            self.provider.route,
+            self.route,
             self._deliver,
             random=random.Random(),
             links=self.links,
         )
-        self.provider.queue = self.scheduler
         self.status = Status(self)
         self.scheduler.bind_deliveries(self.status.guards.deliveries)
         self.reception = Reception(
@@ -156,22 +143,52 @@ class Relay:
             refusal=self.refusal,
             flow=self.scheduler.flow,
             notice=self.scheduler.notice,
-            peername=self.resolver.peername,
+            peername=lambda address: self.outbound.resolver.peername(address),  # noqa: PLW0108 - made when it is called
             crowded=self.status.guards.session_refusal,
             flush=self.flush_node,
-            turn=self.provider.turn,
+            turn=lambda *asked: self.outbound.provider.turn(*asked),  # noqa: PLW0108
         )
-        self.desk = Desk(
+
+    @functools.cached_property
+    def outbound(self) -> Outbound:
+        """What sends."""
+        from edgemail.boot.outbound import Outbound
+
+        return Outbound(
+            lambda: self.configuration,
+            self.clock,
             self.store,
             self.scheduler,
-            clock,
+            self.server,
+            credentials=self.credentials,
+            find=self.router.route,
+            own=own_addresses,
+            notice=self.scheduler.notice,
+            stopping=self.stopping,
+        )
+
+    def _verbs(self) -> Mapping[str, Verb]:
+        """What may be asked over the control socket; put together when somebody asks."""
+        from edgemail.boot.verbs import Desk
+
+        desk = Desk(
+            self.store,
+            self.scheduler,
+            self.clock,
             lambda: self.configuration,
             reload=self.reload,
             refusal=self.refusal,
-            route=self.provider.route,
+            route=self.route,
             status=self.status.summary,
             routes=lambda: survey(self.scheduler.sites(), self.links.snapshot()),
         )
+        return {**desk.verbs(), **self.outbound.verbs()}
+
+    def route(self, envelope: Envelope, recipient: Recipient) -> tuple[Route, Address]:
+        """Where a recipient's mail goes now: as the router says, or over a connection that its own side made."""
+        if "outbound" in self.__dict__:
+            return self.outbound.provider.route(envelope, recipient)
+        return self.router.route(envelope, recipient)
 
     def accepted(self, envelope: Envelope) -> None:
         """A message is durable: the queue and the history hear of it."""
@@ -198,13 +215,15 @@ class Relay:
             count = await self.scheduler.flush()
             logger.info("link %s is up: flush, %d messages", link.name, count)
         if link.etrn:
+            from edgemail.relay.send.call import CallFailed
+
             try:
-                await self.calls.etrn(link.etrn, link.etrn_domains)
+                await self.outbound.calls.etrn(link.etrn, link.etrn_domains)
             except (CallFailed, ValueError) as error:
                 logger.warning("warning: link %s is up: etrn to %s: %s", link.name, link.etrn, error)
 
     async def _deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
-        outcomes = await self.courier.deliver(delivery)
+        outcomes = await self.outbound.courier.deliver(delivery)
         for target, outcome in zip(delivery.targets, outcomes, strict=True):
             self.status.history.outcome(delivery.envelope, target.recipient, outcome)
         return outcomes
@@ -221,7 +240,7 @@ class Relay:
             fresh = await asyncio.to_thread(reading.read, self.configuration.path)
             for needed in reading.restart_needed(self.configuration, fresh):
                 logger.warning("warning: %s", needed)
-            fresh = odmr.with_turned(certs.ensure(fresh, self.clock))
+            fresh = reading.with_turned(certs.ensure(fresh, self.clock))
             try:
                 self._take(fresh)
             except BaseException:
@@ -234,10 +253,10 @@ class Relay:
     def _take(self, fresh: Configuration) -> None:
         """Give every part its configuration. Raises EdgemailError."""
         self.router.reload(fresh)
-        self.resolver.reload(fresh)
-        self.courier.reload(fresh)
-        self.caller.reload(fresh)
-        self.provider.reload(fresh)
+        if "outbound" in self.__dict__:
+            self.outbound.reload(fresh)
+        else:
+            self.credentials.reload(fresh)
         self.links.reload(fresh)
         self.uplinks.reload(fresh)
         self.scheduler.reload(fresh)
@@ -282,7 +301,8 @@ class Relay:
                 await asyncio.gather(self.server.drain(SESSION_SECONDS), self.scheduler.stop(DELIVERY_SECONDS))
                 if self._running is not None:
                     await self._running
-                await self.courier.close()
+                if "outbound" in self.__dict__:
+                    await self.outbound.courier.close()
                 await self.uplinks.close()
                 await self.control.close()
                 await self.status.close()

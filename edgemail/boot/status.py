@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgemail import __version__
 from edgemail.boot import components
-from edgemail.boot.acting import Acting
 from edgemail.boot.gauges import Gauges
 from edgemail.boot.probing import Prober
 from edgemail.boot.survey import Survey, by_cause
@@ -24,8 +23,6 @@ from edgemail.health.guard import KEPT_INODES, Guards
 from edgemail.health.history import History
 from edgemail.health.http import HttpServer
 from edgemail.health.page import Sources, pages
-from edgemail.health.push import Pusher
-from edgemail.health.watchdog import Watchdog
 from edgemail.reply import Reply
 
 if TYPE_CHECKING:
@@ -81,8 +78,12 @@ class Status:
             asyncio.create_task(self._surveying(), name="survey"),
         ]
         if os.environ.get("NOTIFY_SOCKET"):
+            from edgemail.health.watchdog import Watchdog
+
             self._tasks.append(asyncio.create_task(Watchdog(self.alive, self.sentence).run(), name="watchdog"))
         if configuration.push is not None:
+            from edgemail.health.push import Pusher
+
             pusher = Pusher(configuration.push, self._relay.clock, configuration.settings.myhostname, self.board.status)
             self._tasks.append(asyncio.create_task(pusher.run(), name="push"))
         if configuration.health is None:
@@ -94,7 +95,7 @@ class Status:
             ready=self.ready,
             page=self.page,
             refresh=self._refresh,
-            act=Acting(self._relay).act,
+            act=self._act,
         )
         self._http = HttpServer(configuration.health, (configuration.settings.myhostname,), pages(sources))
         await self._http.start()
@@ -189,6 +190,12 @@ class Status:
         return self.board.status()
 
     # ---- the endpoint's data
+
+    async def _act(self, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What a person does on the page."""
+        from edgemail.boot.acting import Acting
+
+        return await Acting(self._relay).act(verb, request)
 
     def page(self) -> dict[str, Any]:
         """What the page shows beside the status. Costs the same whatever is queued."""

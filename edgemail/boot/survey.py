@@ -12,13 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from edgemail.boot.entries import HOLD, Entry, Site, entry
-from edgemail.boot.listing import Cause, Causes, Shape
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.spool.verbs import Spool
+
+if TYPE_CHECKING:
+    from edgemail.boot.entries import Entry, Site
+    from edgemail.boot.listing import Cause
 
 BATCH: Final = 20  # limit: messages that a walk looks at before others have their turn
 REST: Final = 20.0  # limit: a walk of t seconds is followed by this many times t without one
@@ -59,10 +61,19 @@ class Survey:
 
     async def take(self) -> Queue:
         """Walk the queue. Time is counted by what was really used, not by what others did meanwhile."""
+        envelopes = self._spool.envelopes()
+        first = next(envelopes, None)
+        if first is None:
+            self.queue = Queue(damaged=sum(1 for _ in self._spool.damaged()))
+            self._rested = self._clock.monotonic() + SHORTEST_REST
+            return self.queue
+        from edgemail.boot.entries import HOLD
+        from edgemail.boot.listing import Causes, Shape
+
         causes, shape = Causes(), Shape(now=self._clock.wall())
         states: Counter[str] = Counter()
         size, oldest, upcoming, used = 0, 0.0, float("inf"), 0.0
-        envelopes = self._spool.envelopes()
+        envelopes = itertools.chain((first,), envelopes)
         while True:
             began = time.perf_counter()
             batch = [self._entry(envelope) for envelope in itertools.islice(envelopes, BATCH)]
@@ -94,11 +105,15 @@ class Survey:
         return self.queue
 
     def _entry(self, envelope: Envelope) -> Entry:
+        from edgemail.boot.entries import entry
+
         return entry(envelope, self._active(envelope.id), self._site)
 
 
 def by_cause(queue: Queue, now: float) -> list[dict[str, Any]]:
     """The page's rows: destination, reason, counts; the ones past SHOWN in one row."""
+    from edgemail.boot.entries import HOLD
+
     rows = [
         {
             "destination": cause.destination,

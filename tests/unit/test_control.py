@@ -91,7 +91,7 @@ def test_a_file_in_its_place_is_not_removed(tmp_path: Path) -> None:
     path.write_text("mine")
 
     async def scenario() -> None:
-        await ControlServer(path, {}).start()
+        await ControlServer(path, dict).start()
 
     with pytest.raises(OSError, match="in use"):
         asyncio.run(scenario())
@@ -240,7 +240,7 @@ def test_the_peer_is_who_the_kernel_says(relay: Running) -> None:
         seen.append(channel.peer)
         return {}
 
-    relay.server._verbs = {"look": Verb(look)}
+    relay.server._verbs = lambda: {"look": Verb(look)}
     ask(relay, "look")
     assert seen == [Peer(os.getpid(), os.geteuid(), os.getegid())]
 
@@ -249,7 +249,7 @@ def test_an_unexpected_failure_is_temporary_and_logged(relay: Running, caplog: p
     async def fall(request: dict[str, Any], channel: control.Channel) -> dict[str, Any]:
         raise ZeroDivisionError("secret detail")
 
-    relay.server._verbs = {"fall": Verb(fall)}
+    relay.server._verbs = lambda: {"fall": Verb(fall)}
     with pytest.raises(Failure, match="internal error") as found:
         ask(relay, "fall")
     assert found.value.code == 75

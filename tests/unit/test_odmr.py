@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from edgemail.boot.odmr import Provider, Turning, with_turned
+from edgemail.boot.odmr import Provider, Turning
+from edgemail.boot.reading import with_turned
 from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Disposal, Envelope, Recipient, Route
-from edgemail.relay.send.deliver import TURNED
+from edgemail.relay.send.hop import TURNED
 from edgemail.relay.wire import replies
 from edgemail.settings import Configuration, Settings
 from tests.queue import Rig, later, play, unreachable

@@ -22,7 +22,7 @@ from edgemail.errors import Kind, TableError
 from edgemail.relay.send.carry import Attempt, Carrier, Notice, Rewriter, no_notice
 from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
 from edgemail.relay.send.conversation import LISTENING, Watch
-from edgemail.relay.send.hop import parse_hop
+from edgemail.relay.send.hop import TURNED, parse_hop
 from edgemail.relay.send.pool import Key, Pool, idle_until
 from edgemail.relay.send.resolve import Host, ResolveError
 from edgemail.relay.send.rewrite import rewrite
@@ -37,7 +37,6 @@ from edgemail.spool.verbs import Spool
 log = logging.getLogger("edgemail.smtp")
 
 HOPS_KNOWN: Final = 256  # limit: next hops whose syntax is remembered
-TURNED: Final = "(atrn)"  # the transport of mail that goes over connections which its recipients' side made
 CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
 DELIVERIES: Final = Counter("edgemail_smtp_recipients", "Recipients by route and outcome", ("route", "outcome"))
 SENT_BYTES: Final = Counter("edgemail_smtp_bytes", "Bytes of messages that a server took", ("route",))

@@ -10,6 +10,7 @@ from typing import Final
 from edgemail.domain import ascii_domain
 from edgemail.patterns import parse_address
 
+TURNED: Final = "(atrn)"  # the transport of mail that goes over connections which its recipients' side made
 SERVICES: Final = {"smtp": 25, "smtps": 465, "submissions": 465, "submission": 587}
 
 
