@@ -16,6 +16,18 @@ def local_time(at: float) -> time.struct_time:
     return time.localtime(min(max(at, 0.0), LAST_DATE))
 
 
+def midnight(year: int, month: int, day: int) -> int:
+    """The seconds from 1970 to the beginning of a day of the Gregorian calendar, UTC. ValueError for no such month.
+
+    The standard library's ways to it bring datetime with them, which an idle relay does without.
+    """
+    if not 1 <= month <= 12:
+        raise ValueError(f"there is no month {month}")
+    year, month = (year, month) if month > 2 else (year - 1, month + 12)  # so that a leap day ends the year
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month - 457) // 5 + day - 719_469
+    return 86_400 * days
+
+
 def date(at: float) -> str:
     """`at`, wall clock, in the box's time zone, whose name stands behind it as a comment."""
     when = local_time(at)

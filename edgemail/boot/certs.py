@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import ipaddress
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail.clock import RELEASE_DATE, Clock
+from edgemail.dates import midnight
 from edgemail.errors import SystemRefused
 from edgemail.settings import Configuration, Settings
 
@@ -122,7 +122,10 @@ def _not_after(der: bytes) -> float:
     digits = text.decode("ascii")
     if tag == 0x17:  # UTCTime, RFC 5280 4.1.2.5.1
         digits = ("20" if int(digits[:2]) < 50 else "19") + digits
-    return datetime.datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
+    if len(digits) != 15 or digits[14] != "Z":
+        raise ValueError(f"no time of a certificate: {digits}")
+    date = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
+    return midnight(*date) + 3600 * int(digits[8:10]) + 60 * int(digits[10:12]) + int(digits[12:14])
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
@@ -146,6 +149,8 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 def write(directory: Path, name: str, addresses: Iterable[str]) -> None:
     """Make a P-256 key and its certificate and put them in place. Only in the child: imports cryptography."""
+    import datetime
+
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

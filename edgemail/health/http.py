@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import ipaddress
 import json
 import logging
@@ -232,7 +231,11 @@ class HttpServer:
         except OSError as error:
             log.error("token_file cannot be read: %s", error)
             return False
-        return bool(token) and hmac.compare_digest(token.encode(), given.strip().encode())
+        if not token:
+            return False
+        import hmac
+
+        return hmac.compare_digest(token.encode(), given.strip().encode())
 
     def _admit(self, request: Request, peer: str, own: str, *, trusted: bool) -> None:
         """Who may ask at all, and by which name (DNS rebinding: a page elsewhere that points a name at us).

@@ -19,7 +19,6 @@ from edgemail.relay.queue.active import domains
 from edgemail.relay.queue.dispatch import Dispatch
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
-from edgemail.relay.queue.requeue import requeue
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
@@ -210,6 +209,8 @@ class Orders:
 
     async def _requeue(self, envelope: Envelope, known: bool) -> Envelope | None:
         try:
+            from edgemail.relay.queue.requeue import requeue
+
             fresh = await requeue(self._spool, self._clock, self._settings(), envelope)
         except (SpoolDamaged, KeyError) as error:
             log.error("error: %s: not requeued: %s", envelope.queue_id, error)

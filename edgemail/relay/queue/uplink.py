@@ -15,12 +15,14 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail.relay.queue.link import Links
-from edgemail.relay.queue.netlink import Netlink, source_towards
 from edgemail.settings import Configuration, Link
 from edgemail.via import Via, tied
+
+if TYPE_CHECKING:
+    from edgemail.relay.queue.netlink import Netlink
 
 log = logging.getLogger("edgemail.link")
 
@@ -82,6 +84,8 @@ class Uplinks:
         links = self._configuration.links
         kernel = any(link.interface or link.route for link in links)
         if kernel and self._netlink is None:
+            from edgemail.relay.queue.netlink import Netlink
+
             netlink = Netlink(self.look)
             try:
                 netlink.start()
@@ -140,6 +144,8 @@ class Uplinks:
             addresses = interface.addresses
             self._links.addressed(link.name, addresses)
         if link.route:
+            from edgemail.relay.queue.netlink import source_towards
+
             try:
                 source = source_towards(link.route)
             except OSError as error:  # no descriptor to ask with: what was known stands

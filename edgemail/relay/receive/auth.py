@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from edgemail.relay.wire.extensions import CRAM_MD5
 from edgemail.watched import Watched, read_text
 
 log = logging.getLogger("edgemail.smtpd")
 
-MECHANISMS: Final = ("PLAIN", "LOGIN")
-CRAM_MD5: Final = "CRAM-MD5"  # for ATRN alone, whose clients know nothing else
 MAX_NAME: Final = 255  # limit: octets of a user name
 MAX_PASSWORD: Final = 4096  # limit: octets of a password
 SCRYPT_MEMORY: Final = 4 * 1024 * 1024  # limit: bytes that the check of one password takes; one is checked at a time
@@ -69,7 +68,7 @@ class Exchange:
     __slots__ = ("_begun", "_challenge", "_user", "mechanism")
 
     def __init__(self, mechanism: str, host: str = "localhost") -> None:
-        """`mechanism`: one of MECHANISMS, or CRAM_MD5, for whose challenge `host` is."""
+        """`mechanism`: one of those of AUTH, or CRAM_MD5, for whose challenge `host` is."""
         self.mechanism = mechanism
         self._begun = False
         self._user: bytes | None = None

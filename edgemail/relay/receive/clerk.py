@@ -7,13 +7,12 @@ socket and no timeout: the session has those. Every refusal that somebody may as
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail.counters import Counter
 from edgemail.envelope import Disposal, Envelope, Origin, Recipient
 from edgemail.errors import EdgemailError, SpoolError, TableError
 from edgemail.relay.receive.arrival import Arrival
-from edgemail.relay.receive.auth import Digest, Exchange, Login
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
 from edgemail.relay.receive.reception import Reception, Turning
@@ -39,6 +38,9 @@ from edgemail.relay.wire.events import (
     Vrfy,
 )
 from edgemail.reply import Reply
+
+if TYPE_CHECKING:
+    from edgemail.relay.receive.auth import Exchange
 
 MESSAGES: Final = Counter("edgemail_smtpd_messages", "Messages taken into the spool", ("listener",))
 OCTETS: Final = Counter("edgemail_smtpd_bytes", "Bytes of messages taken into the spool", ("listener",))
@@ -165,6 +167,8 @@ class Clerk:
             await self._reset()
             return replies.OK
         if isinstance(event, Auth):
+            from edgemail.relay.receive.auth import Exchange
+
             self._exchange = Exchange(event.mechanism, self.service.settings.myhostname)
             return await self._login(event.initial)
         if isinstance(event, AuthResponse):
@@ -327,12 +331,12 @@ class Clerk:
         if isinstance(step, bytes):
             return replies.challenge(step)
         try:
-            if isinstance(step, Login | Digest) and await passwords.verify(step):
+            if step is not None and await passwords.verify(step):
                 self.client = replace(self.client, user=step.user)
                 self.dialog.authenticated(step.user)
                 return replies.AUTHENTICATED
             # a name that is none of ours may be a password, typed in the wrong place
-            user = step.user if isinstance(step, Login | Digest) and passwords.knows(step.user) else "(unknown)"
+            user = step.user if step is not None and passwords.knows(step.user) else "(unknown)"
         except TableError as error:
             self.service.log.error("error: %s", error)
             return replies.AUTH_UNAVAILABLE

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgemail.clock import Clock
 from edgemail.patterns import parse_address
-from edgemail.relay.receive.auth import CRAM_MD5, MECHANISMS, Passwords
 from edgemail.relay.receive.policy import Policy
 from edgemail.relay.receive.tls import ServerTls, key_of
+from edgemail.relay.wire.extensions import CRAM_MD5, MECHANISMS
 from edgemail.settings import Configuration, Listener
 
 if TYPE_CHECKING:
+    from edgemail.relay.receive.auth import Passwords
+
     LoggerAdapter = logging.LoggerAdapter[logging.Logger]
 else:
     LoggerAdapter = logging.LoggerAdapter
@@ -83,6 +85,8 @@ def services(
         settings = listener.settings
         path = settings.smtpd_sasl_password_file if settings.smtpd_sasl_auth_enable else ""
         if path and path not in files:
+            from edgemail.relay.receive.auth import Passwords
+
             files[path] = Passwords(path, worker, clock.monotonic)
         tls = None
         if settings.smtpd_tls_security_level != "none":

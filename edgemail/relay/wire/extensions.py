@@ -7,6 +7,8 @@ from typing import Final
 
 from edgemail.settings import Settings
 
+MECHANISMS: Final = ("PLAIN", "LOGIN")  # of AUTH, where there are passwords
+CRAM_MD5: Final = "CRAM-MD5"  # for ATRN alone, whose clients know nothing else
 ALWAYS: Final = frozenset({"PIPELINING", "SIZE", "ENHANCEDSTATUSCODES", "8BITMIME", "DSN", "LIMITS", "CHUNKING"})
 
 
