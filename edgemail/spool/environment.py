@@ -4,7 +4,8 @@ Owns opening, transactions and the translation of LMDB's errors: no exception of
 module of the package names it. Knows nothing of what the records mean.
 
 An LMDB environment that failed to write its meta page is of no further use and has to be closed and opened again. That
-happens on the writer's thread while the loop's thread may be reading; `_gate` keeps the two apart.
+happens on the writer's thread while the loop's thread may be reading; `_gate` keeps the two apart. A medium that hangs
+just then must not hold the loop: it waits for the gate once, and then not at all until it has been open again.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from typing import Any, Final
 import lmdb
 
 from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
+from edgemail.spool.slots import LOCK, Slots
 
 log = logging.getLogger("edgemail.spool")
 
 DATA: Final = "data.mdb"
 DRAFT: Final = "new"  # a directory in which the file comes to be
-LOCK: Final = "lock.mdb"
 HOLDER: Final = "holder.pid"
 MAX_READERS: Final = 8  # limit: reader slots of the LMDB environment: the relay and seven tools
 MIN_MAP: Final = 1 << 20  # limit: bytes of the smallest map that is made
+GATE_SECONDS: Final = 0.5  # limit: for the spool to be opened anew before a reader is told that it is not there
 NEARLY_FULL: Final = 1 << 20  # a short write comes back as EIO; with less than this free it was for want of room
 # The binding of Debian 13 (1.4.1) has one engine and no argument for it; the formats of the two are not the same.
 _ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
@@ -127,13 +129,18 @@ class Environment:
         self._readonly = readonly
         self._lock = lock
         self._gate = threading.Lock()
+        self._shut_out = False  # the gate was waited for in vain
         self._env: Any = None
         self._file = -1
-        self._open()
+        self._slots = Slots(directory, readonly=readonly) if lock else None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         if not self._readonly:
-            self._allocate_lock()
             self._make()
         with map_errors(self.directory):
             self._env = self._lmdb(self.directory, self._lock)
@@ -184,17 +191,6 @@ class Environment:
         flush(self.directory)
         shutil.rmtree(draft, ignore_errors=True)
 
-    def _allocate_lock(self) -> None:
-        """LMDB writes its lock file through a map: without a block behind it, a full disk would be SIGBUS."""
-        file = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        try:
-            if os.fstat(file).st_blocks == 0:
-                os.posix_fallocate(file, 0, 1)  # a block whatever is asked; LMDB sets the length itself
-        except OSError as error:
-            raise SpoolFull(f"{self.directory}: {error.strerror}") from error
-        finally:
-            os.close(file)
-
     def _lengthen(self) -> None:
         """A file that lost its end would be SIGBUS where it is read. Zeros there are damage that can be told."""
         info = self._env.info()
@@ -207,11 +203,8 @@ class Environment:
     @contextlib.contextmanager
     def read(self, id: int | None = None) -> Iterator[Transaction]:
         """A read transaction: short, never held across a yield or an await. `id` names the record that is sought."""
-        with self._gate, map_errors(self.directory, id):
-            if self._env is None:
-                raise SpoolError(f"{self.directory}: the spool is closed")
-            with self._env.begin() as transaction:
-                yield transaction
+        with self._opened(id) as env, env.begin() as transaction:
+            yield transaction
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -250,6 +243,8 @@ class Environment:
         """Every read and write after it raises SpoolError."""
         with self._gate:
             self._shut()
+            if self._slots is not None:
+                self._slots.close()
 
     def _shut(self) -> None:
         if self._file >= 0:
@@ -260,11 +255,18 @@ class Environment:
             self._env = None
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
-        with self._gate, map_errors(self.directory):
-            if self._env is None:
-                raise SpoolError(f"{self.directory}: the spool is closed")
-            yield self._env
+    def _opened(self, id: int | None = None) -> Iterator[Any]:
+        if not self._gate.acquire(timeout=0 if self._shut_out else GATE_SECONDS):
+            self._shut_out = True
+            raise SpoolError(f"{self.directory}: the spool is being opened anew, and the medium does not answer")
+        try:
+            self._shut_out = False
+            with map_errors(self.directory, id):
+                if self._env is None:
+                    raise SpoolError(f"{self.directory}: the spool is closed")
+                yield self._env
+        finally:
+            self._gate.release()
 
     def reader_check(self) -> None:
         """Free the slots of readers that died: their snapshots would make the file grow."""
