@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from array import array
 from collections.abc import Collection, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgemail.boot.standing import StandingQueue
 from edgemail.boot.verbs import Desk
 from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Envelope, Recipient
+from edgemail.relay.queue.flush import Flush
 from edgemail.reply import Reply
 from edgemail.spool.store import open_store
 
@@ -31,6 +33,7 @@ class Scheduled(StandingQueue):
         self.in_hand: set[int] = set()
         self.flushed: list[tuple[Any, ...]] = []
         self.taken: list[Envelope] = []
+        self.accounts: list[Flush] = []  # that somebody waits for
 
     def accepted(self, envelope: Envelope) -> None:
         self.taken.append(envelope)
@@ -39,10 +42,26 @@ class Scheduled(StandingQueue):
         return id in self.in_hand
 
     async def flush(
-        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+        self,
+        ids: Collection[int] | None = None,
+        domain: str | None = None,
+        site: str | None = None,
+        account: Flush | None = None,
     ) -> int:
         self.flushed.append((None if ids is None else list(ids), domain, site))
-        return len(list(self.spool.envelopes())) if ids is None else len(ids)
+        found = array("Q", (each.id for each in self.spool.envelopes()) if ids is None else sorted(ids))
+        if account is not None:
+            self.accounts.append(account)
+            account.begin(found)
+            for number, one in enumerate(found):  # the first of three is sent, the second waits, the third is returned
+                if number % 3 == 1:
+                    account.waits(one, ("450 4.2.0 later",))
+                else:
+                    account.gone(one, sent=number % 3 == 0)
+        return len(found)
+
+    def leave(self, account: Flush) -> None:
+        self.accounts.remove(account)
 
 
 def write_configuration(directory: Path, more: str = "") -> Path:

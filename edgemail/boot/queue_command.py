@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final
 from edgemail.boot import listing
 from edgemail.boot.client import IDS_AT_ONCE, Failure, Office
 from edgemail.boot.entries import STATES, Entry, parse_id
+from edgemail.boot.flushing import MAX_WAIT, WAIT, Report
 from edgemail.boot.frames import EX_CANTCREAT, EX_DATAERR, EX_OK, EX_USAGE
 from edgemail.boot.listing import Cause
 from edgemail.boot.names import gather
@@ -54,7 +55,20 @@ def add_to(commands: Any) -> None:
     shape = _verb(verbs, "shape", show_shape, "counts by domain and age in minutes, as qshape")
     shape.add_argument("--senders", action="store_true", help="by the senders' domains")
     flush = _verb(verbs, "flush", flush_queue, "try to deliver now", ids=True)
-    flush.add_argument("--site", default="", metavar="SITE", help="what goes to one next hop: smtp:[isp.example]:587")
+    flush.add_argument("--id", action="append", dest="also", default=[], metavar="QUEUEID", help="this message")
+    flush.add_argument(
+        "--route",
+        "--site",
+        dest="site",
+        default="",
+        metavar="ROUTE",
+        help="what goes by one route: smtp:[isp.example]:587",
+    )
+    waits = flush.add_mutually_exclusive_group()
+    waits.add_argument(
+        "--wait", type=_seconds, default=WAIT, metavar="SECONDS", help=f"for what comes of it (default {WAIT:g})"
+    )
+    waits.add_argument("--no-wait", action="store_const", const=0.0, dest="wait", help="only start it")
     hold = _verb(verbs, "hold", act("queue.hold", "on hold"), "no more attempts until released", ids=True)
     hold.add_argument("--because", default="", metavar="TEXT", help="what the queue shows as the reason")
     _verb(verbs, "release", act("queue.release", "released"), "end the hold", ids=True)
@@ -220,23 +234,40 @@ def show_shape(arguments: argparse.Namespace) -> int:
 
 def flush_queue(arguments: argparse.Namespace) -> int:
     """queue flush"""
-    office = Office.of(arguments.config)
-    count = 0
-    if arguments.site:
-        count += office.ask({"verb": "queue.flush", "site": arguments.site})["count"]
-    else:
-        for request in requests(arguments, everything=True):
-            what: Mapping[str, Any] = {} if request == {"all": True} else request
-            if set(what) - {"ids"}:
-                found: list[str] = []
-                entries(arguments, lambda one, found=found: found.append(one.queue_id))  # type: ignore[misc]
-                what = {"ids": found}
-            count += office.ask({"verb": "queue.flush", **what})["count"]
+    office, report = Office.of(arguments.config), Report()
+    arguments.ids = [*arguments.ids, *arguments.also]
+    until = time.monotonic() + arguments.wait
+    for what in _flushed(arguments):
+        left = max(0.1, until - time.monotonic()) if arguments.wait else 0.0
+        report.add(office.ask({"verb": "queue.flush", **what, "wait": left}, lambda _: None))
     if arguments.json:
-        _print({"count": count})
+        _print(report.as_json())
     else:
-        _write(f"{count} message{'' if count == 1 else 's'} to be tried now\n")
+        _write(report.text())
     return EX_OK
+
+
+def _flushed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is to be flushed, as the relay is asked for it. One domain, or all, it finds without reading the queue."""
+    if arguments.site:
+        yield {"site": arguments.site}
+        return
+    for request in requests(arguments, everything=True):
+        match sorted(request):
+            case ["all"]:
+                yield {}
+            case ["all", "domain"]:
+                yield {"domain": request["domain"], "any": True}
+            case _:
+                yield {"select": request}
+
+
+def _seconds(text: str) -> float:
+    """For argparse, which makes a ValueError its own."""
+    value = float(text)
+    if not 0 <= value <= MAX_WAIT:
+        raise ValueError
+    return value
 
 
 def act(verb: str, done: str) -> Callable[[argparse.Namespace], int]:

@@ -20,6 +20,7 @@ from edgemail.boot.verbs import Desk, Find
 from edgemail.clock import Clock, SystemClock
 from edgemail.envelope import Envelope
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolBusy, SpoolDamaged, SpoolError
+from edgemail.relay.queue.flush import Flush
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Change, Spool
 
@@ -47,10 +48,17 @@ class StandingQueue:
         return 0.0
 
     async def flush(
-        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+        self,
+        ids: Collection[int] | None = None,
+        domain: str | None = None,
+        site: str | None = None,
+        account: Flush | None = None,
     ) -> int:
         """Nobody is here to try."""
         raise Refused("the relay is not running", EX_TEMPFAIL)
+
+    def leave(self, account: Flush) -> None:
+        """Nobody waits."""
 
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """Mark them held."""

@@ -16,12 +16,14 @@ from typing import Any, Final, Protocol
 from edgemail import __version__
 from edgemail.boot.control import Channel, Refused, Verb
 from edgemail.boot.entries import STATES, Entry, Selection, Site, entry, parse_id
+from edgemail.boot.flushing import MAX_WAIT
 from edgemail.boot.frames import EX_CONFIG, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from edgemail.boot.listing import Causes, Shape
 from edgemail.boot.submit import Submission, accept
 from edgemail.clock import Clock
 from edgemail.envelope import Address, Envelope, Recipient, Route, queue_id
 from edgemail.errors import ConfigurationError, EdgemailError, SpoolDamaged, SpoolError, TableError
+from edgemail.relay.queue.flush import Flush
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Spool
@@ -30,6 +32,7 @@ from edgemail.tables import DomainList
 log = logging.getLogger("edgemail.control")
 
 BATCH: Final = 50  # limit: messages that a queue command looks at before others have their turn
+ALIVE_SECONDS: Final = 10.0  # limit: seconds until a command that waits for a flush hears how far it is
 MAX_BUCKETS: Final = 40  # limit: columns of ages that qshape may ask for
 
 
@@ -46,8 +49,14 @@ class Queue(Protocol):
     def flow(self) -> float: ...
 
     async def flush(
-        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+        self,
+        ids: Collection[int] | None = None,
+        domain: str | None = None,
+        site: str | None = None,
+        account: Flush | None = None,
     ) -> int: ...
+
+    def leave(self, account: Flush) -> None: ...
 
     async def hold(self, ids: Collection[int], reason: str = "") -> Iterable[int]: ...
 
@@ -186,19 +195,36 @@ class Desk:
     # acting
 
     async def flush(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
-        """Try now: everything, some messages, or those for one domain or site."""
+        """Try now: everything, some messages, or those for one domain or site; with `wait`, what came of it.
+
+        By `domain`, only the domains of fast_flush_domains, as postqueue -s; with `any`, every domain.
+        """
         domain, site = _text(request, "domain"), _text(request, "site")
-        if domain:
+        wait = request.get("wait", 0)
+        if not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT:
+            raise Refused(f"wait: seconds from 0 to {MAX_WAIT:g} are wanted")
+        if domain and request.get("any") is not True:
             self._eligible(domain)
-            count = await self.queue.flush(domain=domain.lower())
-        elif site:
-            count = await self.queue.flush(site=site)
-        elif "ids" in request:
-            count = await self.queue.flush(ids=[one async for one in self._chosen(_selection(request))])
-        else:
-            count = await self.queue.flush()
-        log.info("flush from userid=%d: %s, %d messages", channel.peer.uid, domain or site or "queue", count)
-        return {"count": count}
+        chosen = request.get("select", request)
+        ids = None
+        if "select" in request or "ids" in request:
+            ids = [one async for one in self._chosen(_selection(chosen if isinstance(chosen, dict) else {}))]
+        account = Flush() if wait else None
+        try:
+            count = await self.queue.flush(ids, domain.lower() or None, site or None, account)
+            log.info("flush from userid=%d: %s, %d messages", channel.peer.uid, domain or site or "queue", count)
+            if account is None:
+                return {"count": count}
+            await _follow(account, wait, channel)
+            found = account.as_json()
+        finally:
+            if account is not None:
+                self.queue.leave(account)
+        log.info(
+            "flush from userid=%d: %d sent, %d returned, %d waiting, %d not tried yet",
+            *(channel.peer.uid, *(found[name] for name in ("sent", "returned", "waiting", "untried"))),
+        )
+        return found
 
     def _eligible(self, domain: str) -> None:
         """Only the mail of fast_flush_domains can be asked for by domain. Raises Refused."""
@@ -320,6 +346,14 @@ class Desk:
             count += len(acted)
             await channel.say({"acted": [queue_id(one) for one in acted]})
         return {"count": count}
+
+
+async def _follow(account: Flush, seconds: float, channel: Channel) -> None:
+    """Wait for the end of a flush; now and then say how far it is, which also tells whether anybody still listens."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while (left := until - loop.time()) > 0 and not await account.end(min(left, ALIVE_SECONDS)):
+        await channel.say({"untried": account.untried})
 
 
 def _site_of(route: Find) -> Site:

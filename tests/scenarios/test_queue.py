@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import socket
 import struct
@@ -360,3 +361,29 @@ def test_mailq_says_who_is_active_and_when_the_rest_is_due(tmp_path: Path) -> No
             assert states == {waiting: "deferred", active: "active"}
             assert f"{active}* " in found.run("mailq").stdout
             found.kill()
+
+
+def test_a_flush_waits_and_says_what_came_of_it(tmp_path: Path) -> None:
+    answers = {"RCPT": lambda line: b"450 4.2.0 later\r\n" if "bob2" in line else b""}
+    with sink(answers=answers) as isp:
+        isp.stop()
+        with relay(tmp_path, f'relayhost = "[127.0.0.1]:{isp.port}"\n') as box:
+            for number in range(3):
+                box.send(recipients=f"bob{number}@example.org")
+            box.wait_deferred(3)
+            done = box.run("edgemail", "queue", "flush")
+            found = re.match(r"(\d) messages: 0 sent, (\d) still waiting\n", done.stdout)
+            assert found, done.stdout
+            assert found[1] == found[2] >= "3", "the notice that the route pauses may be one of them"
+            assert "onnection refused" in done.stdout
+            isp.start()
+            done = box.run("edgemail", "queue", "flush", "--domain", "example.org")
+            assert done.stdout == (
+                "3 messages: 2 sent, 1 still waiting\n"
+                "  1  host 127.0.0.1[127.0.0.1] said: 450 4.2.0 later (in reply to RCPT TO command)\n"
+            )
+            asked = ("edgemail", "queue", "flush", "--reason", "4.2.0 later", "--json")
+            assert json.loads(box.run(*asked).stdout)["waiting"] == 1
+            for quiet in (("postqueue", "-f"), ("sendmail", "-q")):
+                assert box.run(*quiet).stdout == ""
+            assert box.run(*asked[:-1], "--no-wait").stdout == "1 message to be tried now\n"

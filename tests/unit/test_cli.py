@@ -15,6 +15,7 @@ import pytest
 
 from edgemail.boot import names, sendmail
 from edgemail.boot.cli import main
+from edgemail.boot.client import Failure, Office
 from edgemail.envelope import Address, Recipient
 from tests.desk import Running, running, write_configuration
 
@@ -158,14 +159,48 @@ def test_queue_flush(relay: Running, capsys: Text) -> None:
     assert main(["queue", "flush"]) == 0
     assert main(["queue", "flush", one.queue_id]) == 0
     assert main(["queue", "flush", "--sender", "c@d"]) == 0
-    assert main(["queue", "flush", "--site", "smtp:[isp.example]:587"]) == 0
+    assert main(["queue", "flush", "--route", "smtp:[isp.example]:587"]) == 0
+    assert main(["queue", "flush", "--id", one.queue_id, "--id", two.queue_id]) == 0
+    assert main(["queue", "flush", "--domain", "elsewhere.example"]) == 0
     assert relay.queue.flushed == [
         (None, None, None),
         ([one.id], None, None),
         ([two.id], None, None),
         (None, None, "smtp:[isp.example]:587"),
+        ([one.id, two.id], None, None),
+        (None, "elsewhere.example", None),  # no fast_flush_domains: a person may
     ]
-    assert "2 messages to be tried now" in capsys.readouterr().out
+    assert relay.queue.accounts == []
+
+
+def test_a_flush_says_what_it_did(relay: Running, capsys: Text) -> None:
+    assert main(["queue", "flush"]) == 0
+    assert capsys.readouterr().out == "0 messages to be tried now\n"
+    for number in range(6):
+        relay.keep(sender=f"a{number}@b")
+    assert main(["queue", "flush"]) == 0
+    assert capsys.readouterr().out == ("6 messages: 2 sent, 2 returned, 2 still waiting\n  2  450 4.2.0 later\n")
+    assert main(["queue", "flush", "--json"]) == 0
+    assert lines(capsys) == [
+        {
+            "count": 6,
+            "sent": 2,
+            "returned": 2,
+            "waiting": 2,
+            "untried": 0,
+            "reasons": [{"reason": "450 4.2.0 later", "messages": 2}],
+        }
+    ]
+    assert main(["queue", "flush", "--no-wait"]) == 0
+    assert main(["queue", "flush", "--no-wait", "--json"]) == 0
+    assert capsys.readouterr().out == '6 messages to be tried now\n{"count": 6}\n'
+    for wrong in (["--wait", "-1"], ["--wait", "x"], ["--wait", "99999"], ["--wait", "1", "--no-wait"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["queue", "flush", *wrong])
+        assert caught.value.code == 64
+    for wait in (-1, "x", None, 1e9, float("nan")):
+        with pytest.raises(Failure, match="wait: seconds"):
+            Office.of(str(relay.path)).ask({"verb": "queue.flush", "wait": wait})
 
 
 def test_changing_verbs_want_to_be_told_which(relay: Running, capsys: Text) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Final
 from edgemail.clock import Clock
 from edgemail.counters import Counter
 from edgemail.envelope import Delivery, Envelope, Outcome, queue_id
-from edgemail.errors import Kind, SpoolDamaged, SpoolError
+from edgemail.errors import Kind, SpoolDamaged
 from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, domains, goes_to, quiet_flag, side_flag, split
+from edgemail.relay.queue.flush import Accounts
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
@@ -80,6 +81,7 @@ class Dispatch:
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
         self.flushes = 0  # how often somebody has asked to try now
+        self.accounts = Accounts()  # of flushes that somebody waits for
         self.closed = False  # no more deliveries begin
 
     def reload(self, configuration: Configuration) -> None:
@@ -127,7 +129,7 @@ class Dispatch:
             envelope = self._spool.envelope(id)
         except SpoolDamaged as error:
             self._waiting.drop(id)
-            self.spawn(self._set_aside(error))
+            self.spawn(self._ledger.set_aside(error))
             return
         except Exception as error:  # a spool that is being opened anew, above all
             log.warning("warning: %s: not read, it waits: %r", queue_id(id), error)
@@ -135,6 +137,8 @@ class Dispatch:
             return
         if envelope is None or envelope.hold or id in self.active:
             self._waiting.drop(id)
+            if id not in self.active:
+                self.accounts.passed_over(id)
             return
         self.consider(envelope, flags & ~(Flag.QUIET | Flag.KEPT))
 
@@ -167,6 +171,7 @@ class Dispatch:
             if active.suspended and not self._must_tell(active, quiet, sides):
                 due = min(active.suspended.values())
                 self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
+                self.accounts.waits(envelope.id, map(reason, active.outcomes.values()))
             else:
                 self._take(active)
                 self.spawn(self._finish(active))
@@ -382,6 +387,7 @@ class Dispatch:
             elif self._waiting.stand(mail) is Stand.PARKED:
                 if self._waiting.flags(mail) & side:
                     self._waiting.move(mail, Stand.LATER, due=retry_at)
+                    self.accounts.waits(mail, (site.reason,))
                 else:
                     self._again(mail)
 
@@ -415,8 +421,10 @@ class Dispatch:
     def _leave(self, active: Active, result: Settlement | None) -> None:
         """A message is out of hand: gone, or waiting again."""
         if result is None or active.removed:
+            self.accounts.passed_over(active.id)
             return
         envelope = result.envelope
+        self.accounts.settled(active, result)
         if result.finished:
             log.info("%s: removed", envelope.queue_id)
         elif active.hold is not None or envelope.hold:
@@ -426,15 +434,6 @@ class Dispatch:
             self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
             if result.again:
                 self._again(envelope.id)
-
-    async def _set_aside(self, error: SpoolDamaged) -> None:
-        """A message whose envelope cannot be read."""
-        log.error("error: %s: damaged, set aside: %s", queue_id(error.id), error.why)
-        self._notices.post("resource", "a damaged message was set aside", str(error))
-        try:
-            await self._spool.quarantine(error.id, error.why)
-        except SpoolError as failure:
-            log.error("error: %s: not set aside yet: %s", queue_id(error.id), failure)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
-from edgemail.envelope import Envelope, Notify
+from edgemail.envelope import Envelope, Notify, queue_id
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.relay.queue import dsn
 from edgemail.relay.queue.active import Active
@@ -72,7 +72,9 @@ class Ledger:
         try:
             await self._insist(active, step)
         except (SpoolDamaged, KeyError) as error:
-            await self._set_aside(active, error)
+            active.removed = True  # it could not be read when it was to be returned
+            if isinstance(error, SpoolDamaged):
+                await self.set_aside(error)
         return None if active.removed else result
 
     async def salvage(self, active: Active, wait: float) -> Settlement:
@@ -208,17 +210,14 @@ class Ledger:
             return
         await self._spool.apply(change, lazy=True)
 
-    async def _set_aside(self, active: Active, error: SpoolDamaged | KeyError) -> None:
-        """The message could not be read when it was to be returned."""
-        active.removed = True
-        if not isinstance(error, SpoolDamaged):
-            return
-        log.error("error: %s: damaged, set aside: %s", active.envelope.queue_id, error.why)
+    async def set_aside(self, error: SpoolDamaged) -> None:
+        """A message cannot be read."""
+        log.error("error: %s: damaged, set aside: %s", queue_id(error.id), error.why)
         self._notices.post("resource", "a damaged message was set aside", str(error))
         try:
-            await self._spool.quarantine(active.id, error.why)
+            await self._spool.quarantine(error.id, error.why)
         except SpoolError as failure:
-            log.error("error: %s: not set aside yet: %s", active.envelope.queue_id, failure)
+            log.error("error: %s: not set aside yet: %s", queue_id(error.id), failure)
 
 
 def _change(envelope: Envelope) -> Change:

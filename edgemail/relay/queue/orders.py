@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Final
@@ -17,6 +18,7 @@ from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
 from edgemail.relay.queue.active import domains
 from edgemail.relay.queue.dispatch import Dispatch
+from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
@@ -54,13 +56,37 @@ class Orders:
         self._again = again
         self._accepted = accepted
 
-    async def flush(self, ids: Collection[int] | None, domain: str | None, site: str | None) -> int:
+    async def flush(
+        self, ids: Collection[int] | None, domain: str | None, site: str | None, account: Flush | None
+    ) -> int:
         """Try now, the dead-site list notwithstanding: everything that waits, or some. How many messages that are.
 
         `domain` is that of a recipient; "@example.com" stands for its subdomains too. `site` is a site's name, with or
-        without its transport, a transport, or a next hop.
+        without its transport, a transport, or a next hop. `account` hears what becomes of each.
         """
         self._dispatch.flushes += 1
+        found = await self._meant(ids, domain, site)
+        if account is not None:
+            account.begin(found)
+            self._dispatch.accounts.open.append(account)
+        count = 0
+        for number, mail in enumerate(found, 1):
+            if number % PIECE == 0:
+                await asyncio.sleep(0)
+            if mail in self._waiting:
+                self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH)
+                count += 1
+            elif account is not None and mail not in self._dispatch.active:
+                account.passed_over(mail)  # it is gone, or on hold
+        return count
+
+    def leave(self, account: Flush) -> None:
+        """Nobody waits for this account any more."""
+        if account in self._dispatch.accounts.open:
+            self._dispatch.accounts.open.remove(account)
+
+    async def _meant(self, ids: Collection[int] | None, domain: str | None, site: str | None) -> array[int]:
+        """The messages that wait now and are meant, in order of id."""
         found: Iterable[int]
         if ids is not None:
             found = list(ids)
@@ -68,14 +94,13 @@ class Orders:
             found = list(self._waiting.of_domain(domain))
         else:
             found = self._waiting.ids()
-        count = 0
+        meant = array("Q")
         for number, mail in enumerate(found, 1):
             if number % PIECE == 0:
                 await asyncio.sleep(0)
             if mail in self._waiting and self._matches(mail, domain, site):
-                self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH)
-                count += 1
-        return count
+                meant.append(mail)
+        return array("Q", sorted(meant))
 
     def waits(self, names: Collection[str]) -> bool:
         """Whether there is mail for one of these domains that a flush would try."""
@@ -200,6 +225,7 @@ class Orders:
             if envelope is not None:
                 # What has begun is finished, even when nobody waits for the answer any more.
                 known = self._waiting.drop(mail)  # at once: before the task runs it might be looked at
+                self._dispatch.accounts.passed_over(mail)
                 task = asyncio.get_running_loop().create_task(self._requeue(envelope, known))
                 self._dispatch.keep_task(task)
                 fresh = await asyncio.shield(task)
@@ -235,6 +261,8 @@ class Orders:
             for each in known:
                 self._put_back(each)
             raise
+        for each in known:
+            self._dispatch.accounts.passed_over(each.id)
 
     def _put_back(self, envelope: Envelope) -> None:
         due = self._clock.monotonic() + still_to_wait(envelope, self._settings(), self._clock)

@@ -20,6 +20,7 @@ from edgemail.errors import Kind
 from edgemail.relay.queue.active import Router, domains
 from edgemail.relay.queue.bounce import Bounces
 from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch
+from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait
@@ -313,11 +314,19 @@ class Scheduler:
     # ---- what a person does
 
     async def flush(
-        self, ids: Collection[int] | None = None, domain: str | None = None, site: str | None = None
+        self,
+        ids: Collection[int] | None = None,
+        domain: str | None = None,
+        site: str | None = None,
+        account: Flush | None = None,
     ) -> int:
-        """See `Orders.flush`."""
+        """See `Orders.flush`. An `account` is to be given back by `leave`."""
         self._settle_arrivals()
-        return await self._orders.flush(ids, domain, site)
+        return await self._orders.flush(ids, domain, site, account)
+
+    def leave(self, account: Flush) -> None:
+        """See `Orders.leave`."""
+        self._orders.leave(account)
 
     def waits(self, names: Collection[str]) -> bool:
         """See `Orders.waits`."""

@@ -1,0 +1,150 @@
+"""What a flush says that it did."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import Any
+
+from edgemail.relay.queue.flush import OTHER, REASONS, Flush
+from tests.queue import Rig, later, play, refused, sent, silent, unreachable
+from tests.unit.test_keep import Box
+from tests.unit.test_keep import play as play_box
+
+
+async def flushed(rig: Rig, **what: Any) -> dict[str, Any]:
+    """Flush, let happen what happens without time, and say what is known then."""
+    account = Flush()
+    asked = asyncio.ensure_future(rig.scheduler.flush(**what, account=account))
+    await rig.settle()
+    await asked
+    await rig.settle()
+    rig.scheduler.leave(account)
+    rig.scheduler.leave(account)  # safe to call twice
+    return account.as_json()
+
+
+def said(found: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(found[name] for name in ("count", "sent", "returned", "waiting", "untried"))
+
+
+def test_sent_returned_and_waiting() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = silent
+        for number in range(6):
+            await rig.accept(f"b@{number}.example.net")
+        both = await rig.accept("x@0.example.net", "x@1.example.net")
+        await rig.settle()
+        answers = [sent, later, refused, sent, sent, silent]
+        rig.net.answers = {f"{number}.example.net": answer for number, answer in enumerate(answers)}
+        found = await flushed(rig)
+        assert said(found) == (7, 3, 1, 3, 0)
+        reasons = {one["reason"]: one["messages"] for one in found["reasons"]}
+        assert sum(reasons.values()) == 3
+        assert any("greylisted" in reason and messages == 2 for reason, messages in reasons.items()), reasons
+        assert rig.waiting(both.id) == ["x@1.example.net"], "half of it was sent: it waits"
+        assert rig.scheduler._dispatch.accounts.open == []
+
+    play(scenario)
+
+
+def test_a_site_that_is_still_dead_answers_for_all_that_waits_for_it() -> None:
+    """One or a few attempts; the others are not even looked at, and are accounted for all the same."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.smarthost = "[isp.example]"
+        rig.net.answers["*"] = unreachable
+        for number in range(300):
+            await rig.accept(f"b{number}@example.net")
+        await rig.advance(5.0)
+        assert len(rig.notices()) == 1
+        tried = len(rig.net.tried)
+        found = await flushed(rig)
+        assert said(found) == (301, 0, 0, 301, 0)
+        assert sum(one["messages"] for one in found["reasons"]) == 301
+        assert all("Connection timed out" in one["reason"] for one in found["reasons"])
+        assert len(rig.net.tried) - tried <= 5
+
+    play(scenario)
+
+
+def test_mail_that_waits_for_its_link_says_so() -> None:
+    async def scenario(box: Box) -> None:
+        await box.link("fibre", False)
+        await box.accept("b@example.net")
+        await box.accept("b@free.example")
+        box.net.answers["*"] = later
+        await box.settle()
+        found = await flushed(box, domain="example.net")
+        assert said(found) == (1, 0, 0, 1, 0)
+        assert found["reasons"][0]["reason"].startswith("link fibre is down")
+
+    play_box(scenario)
+
+
+def test_what_has_not_had_its_turn_is_not_heard_of() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        for number in range(4):
+            await rig.accept(f"b{number}@example.net")
+        await rig.settle()
+        rig.net.answers.clear()
+        gate = rig.net.hold("example.net")
+        account = Flush()
+        assert await rig.scheduler.flush(account=account) == 4
+        await rig.settle()
+        assert said(account.as_json()) == (4, 0, 0, 0, 4)
+        assert not await account.end(0.01)
+        gate.set()
+        await rig.settle()
+        await rig.advance(2.0)
+        assert await account.end(5.0)
+        assert said(account.as_json()) == (4, 4, 0, 0, 0)
+        rig.scheduler.leave(account)
+
+    play(scenario, default_destination_concurrency_limit=1)
+
+
+def test_what_somebody_holds_or_removes_meanwhile_does_not_count() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        mails = [await rig.accept(f"b{number}@example.net") for number in range(5)]
+        await rig.settle()
+        gate = rig.net.hold("b0@example.net")
+        account = Flush()
+        await rig.scheduler.flush(account=account)
+        await rig.settle()
+        await rig.scheduler.hold([mails[1].id], "")
+        await rig.scheduler.remove([mails[2].id])
+        await rig.scheduler.requeue([mails[3].id])
+        gate.set()
+        await rig.settle()
+        assert await account.end(5.0)
+        assert said(account.as_json()) == (2, 0, 0, 2, 0)
+        rig.scheduler.leave(account)
+
+    play(scenario, default_destination_concurrency_limit=1)
+
+
+def test_nothing_to_be_flushed_is_soon_known() -> None:
+    async def scenario(rig: Rig) -> None:
+        account = Flush()
+        assert await rig.scheduler.flush(account=account) == 0
+        assert await account.end(5.0)
+        assert said(account.as_json()) == (0, 0, 0, 0, 0)
+
+    play(scenario)
+
+
+def test_reasons_are_bounded_and_of_each_message_the_first_word_counts() -> None:
+    account = Flush()
+    account.begin(array("Q", range(1, 302)))
+    for number in range(1, 301):
+        account.waits(number, [f"reason {number}"])
+        account.waits(number, ["another"])
+        account.gone(number, sent=True)
+        account.waits(number + 1000, ["of no message of ours"])
+    found = account.as_json()
+    assert said(found) == (301, 0, 0, 300, 1)
+    assert len(found["reasons"]) == REASONS + 1
+    assert found["reasons"][0] == {"reason": OTHER, "messages": 300 - REASONS}
