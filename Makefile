@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 EDITABLE := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check crash fmt bench clean
+.PHONY: help install run test check crash fmt bench image relock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -43,6 +43,12 @@ fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ an
 bench: $(VENV)/.tests ## the same work for edgemail and Postfix, as ratios (root); ARGS="--only relay --rounds 5"
 	@$(BIN)/python -m tests.peers install postfix
 	@$(BIN)/python -m bench $(ARGS)
+
+image: install ## the system image for a card, in build/ (no root; fetches Debian packages into .cache)
+	@$(BIN)/python -m image build
+
+relock: install ## pin today's Debian packages in image/packages.lock
+	@$(BIN)/python -m image relock
 
 clean: ## remove what was made here, but for ./var, which may hold mail
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
