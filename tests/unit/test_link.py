@@ -327,7 +327,7 @@ def test_without_a_descriptor_to_ask_with_what_was_known_stands(
         def none_left(address: str) -> str | None:
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr(uplink, "source_towards", none_left)
+        monkeypatch.setattr(netlink, "source_towards", none_left)
         watch.look()
         assert links.shut("smtp") == ""
         assert "Too many open files" in caplog.text
