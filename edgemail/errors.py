@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from edgemail.reply import INSUFFICIENT_STORAGE, LOCAL_ERROR, Reply
+from edgemail.reply import DISK_FULL, LOCAL_ERROR, SPOOL_FULL, Reply
 
 
 class Kind(Enum):
@@ -36,9 +36,15 @@ class SpoolError(EdgemailError):
 
 
 class SpoolFull(SpoolError):
-    """No room: disk, map or the buffers' bound."""
+    """No room: the spool is as large as it may be, or the buffers are."""
 
-    reply: Reply = INSUFFICIENT_STORAGE
+    reply: Reply = SPOOL_FULL
+
+
+class DiskFull(SpoolFull):
+    """No room: the file system has none left."""
+
+    reply: Reply = DISK_FULL
 
 
 class SpoolDamaged(EdgemailError):

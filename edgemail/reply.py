@@ -67,5 +67,6 @@ class Reply:
         return prefix + self.text.replace("\n", " ")
 
 
-INSUFFICIENT_STORAGE = Reply(452, "4.3.1", "Insufficient system storage")
+DISK_FULL = Reply(452, "4.3.1", "Insufficient system storage: the disk is full")
+SPOOL_FULL = Reply(452, "4.3.1", "Insufficient system storage: the spool is full")
 LOCAL_ERROR = Reply(451, "4.3.0", "Error: queue file write error")

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import lmdb
 
-from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
+from edgemail.errors import DiskFull, SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool.slots import LOCK, Slots
 
 log = logging.getLogger("edgemail.spool")
@@ -54,7 +54,7 @@ def map_errors(directory: Path, id: int | None = None) -> Iterator[None]:
     except lmdb.Error as error:
         # LMDB reports a short write as EIO, by its plainest class; ENOSPC may come through as it is.
         if os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error) or _no_room(directory):
-            raise SpoolFull(f"{directory}: no space left on the file system") from error
+            raise DiskFull(f"{directory}: no space left on the file system") from error
         raise SpoolError(f"{directory}: {error}") from error
 
 

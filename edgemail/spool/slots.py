@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from edgemail.errors import SpoolFull
+from edgemail.errors import DiskFull
 
 log = logging.getLogger("edgemail.spool")
 
@@ -35,7 +35,7 @@ class Slots:
     """
 
     def __init__(self, directory: Path, *, readonly: bool) -> None:
-        """Raises SpoolFull where there is no block for them. With `readonly`, to have none is no error."""
+        """Raises DiskFull where there is no block for them. With `readonly`, to have none is no error."""
         self._directory = directory
         self._file = -1
         may = os.access(directory, os.W_OK)
@@ -50,7 +50,7 @@ class Slots:
             except OSError as error:
                 if readonly:
                     return
-                raise SpoolFull(f"{directory}: {error.strerror}") from error
+                raise DiskFull(f"{directory}: {error.strerror}") from error
 
     def close(self) -> None:
         """Let go of them; who is the last gives the memory back. Safe to call twice; never raises."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgemail.clock import Clock
-from edgemail.errors import SpoolError
-from edgemail.reply import INSUFFICIENT_STORAGE, Reply
+from edgemail.errors import DiskFull, SpoolError, SpoolFull
+from edgemail.reply import DISK_FULL, SPOOL_FULL, Reply
 from edgemail.spool.environment import Environment
 from edgemail.spool.verbs import Room
 
@@ -36,7 +36,7 @@ def admission(room: Room, size: int, message_size_limit: int, minfree: int) -> R
     """
     largest = max(size, message_size_limit)
     if room.bytes <= minfree or room.bytes <= largest * 3 // 2:
-        return INSUFFICIENT_STORAGE
+        return DISK_FULL if room.disk else SPOOL_FULL
     return None
 
 
@@ -57,7 +57,20 @@ class Figures:
     @property
     def spare(self) -> int:
         """What is not in use. Space inside the file counts as the file system's: LMDB uses it again."""
-        return min(self.map_size - self.used, self.available + max(0, self.allocated - self.used))
+        return min(self.map_size - self.used, self._on_disk)
+
+    @property
+    def _on_disk(self) -> int:
+        return self.available + max(0, self.allocated - self.used)
+
+    @property
+    def by_disk(self) -> bool:
+        """Whether it is the file system that bounds it, not spool_size."""
+        return self._on_disk < self.map_size - self.used
+
+    def short(self) -> SpoolFull:
+        """The error of who finds no room by these figures."""
+        return DiskFull("the disk is full") if self.by_disk else SpoolFull("the spool is full (spool_size)")
 
     @property
     def free(self) -> int:
@@ -111,7 +124,7 @@ class Space:
 
     def room(self) -> Room:
         found = self.figures()
-        return Room(max(0, found.free), found.inodes)
+        return Room(max(0, found.free), found.inodes, disk=found.by_disk)
 
     def keep_reserve(self) -> None:
         """Have the reserve set aside behind the file's last page; what cannot be had is asked for again next time."""

@@ -37,10 +37,14 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that can still be stored: the smaller of the file system's and the map's; `inodes` free (-1 unknown)."""
+    """Bytes that can still be stored: the smaller of the file system's and the map's; `inodes` free (-1 unknown).
+
+    `disk`: it is the file system's.
+    """
 
     bytes: int
     inodes: int
+    disk: bool = False
 
 
 class Intake(Protocol):

@@ -242,7 +242,7 @@ class Writer:
                 for job in part:
                     job.result, job.error = None, None
                     if job.need in left and spent + job.cost > left[job.need]:
-                        job.error = SpoolFull("the spool is full")
+                        job.error = figures.short()
                         self._say(job.error)
                         continue
                     spent += job.cost

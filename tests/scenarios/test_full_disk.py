@@ -15,7 +15,7 @@ from tests.scenarios.client import Client
 from tests.scenarios.relay import Relay
 from tests.scenarios.sink import sink
 
-FULL = "452 4.3.1 Insufficient system storage"
+FULL = "452 4.3.1 Insufficient system storage: the disk is full"
 DISK = 48 << 20
 LIMIT = 1_000_000
 

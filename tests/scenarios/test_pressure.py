@@ -153,7 +153,7 @@ in_flow_delay = 0
                     else:
                         refused = said[1]
             assert taken >= 4
-            assert refused == "452 4.3.1 Insufficient system storage"
+            assert refused == "452 4.3.1 Insufficient system storage: the spool is full"
             one.wait_until(lambda: get(one, "/readyz")[0] == 503, "readiness to fail")
             assert "452 4.3.1" in get(one, "/readyz")[1]
             assert get(one, "/livez") == (200, "ok\n")

@@ -21,7 +21,7 @@ from edgemail.boot.client import Down, Failure, Office
 from edgemail.boot.control import ControlServer, Peer, Refused, Verb
 from edgemail.boot.frames import MAX_FRAME, MAX_REQUEST, SOCKET_NAME, addressed
 from edgemail.envelope import Address, Body, Notify, Recipient, Ret
-from edgemail.reply import INSUFFICIENT_STORAGE
+from edgemail.reply import SPOOL_FULL
 from tests.desk import Running, running
 
 
@@ -473,7 +473,7 @@ def test_what_is_not_kept_is_given_up(relay: Running, monkeypatch: pytest.Monkey
 
 
 def test_a_full_disk_refuses_before_the_content_is_sent(relay: Running) -> None:
-    relay.refused = INSUFFICIENT_STORAGE
+    relay.refused = SPOOL_FULL
     sent: list[bytes] = []
 
     def content() -> Iterator[bytes]:

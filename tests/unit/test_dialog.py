@@ -611,7 +611,7 @@ def test_a_flood_is_cut_off(chunking: bool) -> None:
 
 
 def test_a_session_that_cannot_take_the_rest() -> None:
-    full = replies.INSUFFICIENT_STORAGE
+    full = replies.SPOOL_FULL
     driver = started(message_size_limit=1000)
     driver.fail = full
     driver.receive(OPENING + b"DATA\r\n")
@@ -633,7 +633,7 @@ def test_a_session_that_cannot_take_the_rest() -> None:
 
 def test_a_refused_start_of_content() -> None:
     driver = started()
-    driver.refuse = {Begin: replies.INSUFFICIENT_STORAGE}
+    driver.refuse = {Begin: replies.SPOOL_FULL}
     assert said(driver, OPENING + b"DATA\r\nNOOP\r\n")[3:] == ["452 4.3.1", "250 2.0.0"]
     # each BDAT of a refused message gets the refusal, and its octets are gone
     assert said(driver, b"BDAT 6\r\nQUIT\r\nBDAT 6\r\nQUIT\r\nNOOP\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n") == [

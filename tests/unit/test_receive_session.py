@@ -342,7 +342,7 @@ def test_a_session_full_of_junk_ends() -> None:
 @pytest.mark.parametrize(
     ("error", "reply"),
     [
-        (SpoolFull("full"), "452 4.3.1 Insufficient system storage"),
+        (SpoolFull("full"), "452 4.3.1 Insufficient system storage: the spool is full"),
         (SpoolError("io"), "451 4.3.0 Error: queue file write error"),
         (RuntimeError("surprise"), "451 4.3.0 Error: queue file write error"),
         (OSError(28, "No space left on device", "/data/spool"), "451 4.3.0 Error: queue file write error"),
@@ -445,7 +445,7 @@ def test_no_intake_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
             wire = await box.wire()
             await wire.hello()
             await wire.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@b.example>")
-            assert await wire.say("DATA") == "452 4.3.1 Insufficient system storage"
+            assert await wire.say("DATA") == "452 4.3.1 Insufficient system storage: the spool is full"
             wire.send(b"BDAT 5 LAST\r\nabcde")
             assert (await wire.reply()).startswith("452 4.3.1 ")
             assert (await wire.say("NOOP")).startswith("250")

@@ -20,7 +20,7 @@ import pytest
 
 from edgemail.clock import RELEASE_DATE, ManualClock
 from edgemail.envelope import Envelope
-from edgemail.errors import SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
+from edgemail.errors import DiskFull, SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool import environment, layout, records, register
 from edgemail.spool import store as store_module
 from edgemail.spool.layout import Head, Meta
@@ -237,8 +237,8 @@ def test_a_put_that_stores_nothing_is_a_failure(tmp_path: Path) -> None:
     ("error", "kind"),
     [
         (lmdb.MapFullError("mdb_put: MDB_MAP_FULL"), SpoolFull),
-        (lmdb.DiskError("mdb_txn_commit: No space left on device"), SpoolFull),
-        (lmdb.Error("mdb_txn_commit: No space left on device"), SpoolFull),
+        (lmdb.DiskError("mdb_txn_commit: No space left on device"), DiskFull),
+        (lmdb.Error("mdb_txn_commit: No space left on device"), DiskFull),
         (lmdb.Error("mdb_txn_commit: Input/output error"), SpoolError),
         (lmdb.PanicError("mdb_txn_begin: MDB_PANIC"), SpoolError),
         (lmdb.CorruptedError("mdb_get: MDB_CORRUPTED"), SpoolError),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Final
 
-from edgemail.reply import INSUFFICIENT_STORAGE, LOCAL_ERROR, Reply
+from edgemail.reply import LOCAL_ERROR, SPOOL_FULL, Reply
 
-__all__ = ["INSUFFICIENT_STORAGE", "LOCAL_ERROR"]  # said by other parts too, and found here with the rest
+__all__ = ["LOCAL_ERROR", "SPOOL_FULL"]  # said by other parts too, and found here with the rest
 
 # What went well
 OK: Final = Reply(250, "2.0.0", "Ok")  # RSET, NOOP
