@@ -178,6 +178,9 @@ class Delivery:
     targets: tuple[Target, ...]
     route: Route
     via: Via | None = None  # the uplink it goes by; None: as the system routes
+    link: str = ""  # the uplink that is charged for it, "" for none
+    urgent: bool = False  # it goes before others that wait for a connection
+    connections: int = 0  # that this one may have at once, so that deliveries share them; 0: each has its own
 
 
 @dataclass(frozen=True, slots=True)

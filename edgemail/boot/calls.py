@@ -20,7 +20,8 @@ from edgemail.relay.receive.service import Service
 from edgemail.relay.receive.stamp import cipher_words
 from edgemail.relay.send.call import ATRN_PORT, ETRN_PORT, Caller, CallFailed, provider
 from edgemail.relay.send.credentials import Login
-from edgemail.relay.send.session import Broken, Session
+from edgemail.relay.send.exchange import Broken
+from edgemail.relay.send.session import Session
 from edgemail.relay.wire.grammar import is_domain, is_literal
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Listener

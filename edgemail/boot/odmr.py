@@ -18,8 +18,9 @@ from edgemail.envelope import Address, Disposal, Envelope, Recipient, Route
 from edgemail.errors import TableError
 from edgemail.relay.send.connect import Line
 from edgemail.relay.send.deliver import Courier
+from edgemail.relay.send.exchange import Broken, Peer
 from edgemail.relay.send.hop import TURNED
-from edgemail.relay.send.session import Broken, Peer, Session, SetupFailed
+from edgemail.relay.send.session import Session, SetupFailed
 from edgemail.relay.send.tls import Contexts
 from edgemail.relay.wire import replies
 from edgemail.reply import Reply

@@ -1167,8 +1167,8 @@ def test_the_next_connection_resumes_the_tls_session(authority: Authority) -> No
         async with FakeServer(tls=authority.server("fake.example")) as server, rig(at(server), **settings) as box:
             for _ in range(3):
                 assert one(await box.send()).delivered
-                while box.courier._farewells:
-                    await asyncio.wait(box.courier._farewells)
+                while box.courier._connections._farewells:
+                    await asyncio.wait(box.courier._connections._farewells)
             assert server.sessions == ["full", "resumed", "resumed"]
 
     run(scenario)

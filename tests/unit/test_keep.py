@@ -218,14 +218,14 @@ def test_a_large_message_waits_and_small_ones_pass_it() -> None:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("satellite", 1), ("lte", 4)])
-def test_no_more_deliveries_at_once_than_the_link_takes(kind: str, most: int) -> None:
+def test_deliveries_to_no_more_destinations_at_once_than_the_link_takes_connections(kind: str, most: int) -> None:
     async def scenario(box: Box) -> None:
         gate = box.net.hold("*")
         await box.link("up", True)
         for number in range(30):
             await box.accept(f"b@example{number % 6}.net")
         await box.settle()
-        assert sum(box.net.running.values()) == most
+        assert sum(running > 0 for running in box.net.running.values()) == most
         gate.set()
         await box.advance(3.0)
         assert not box.mail()

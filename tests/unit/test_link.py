@@ -141,19 +141,53 @@ def test_connections(kind: str, own: int, most: int) -> None:
     assert not links.busy("smtp"), "a link that is down is not busy"
     links.observe("a", True)
     running = []
+    for number in range(most):
+        assert not links.busy("smtp", f"site{number}")
+        running.append(links.begin("smtp", 1, f"site{number}"))
+    assert links.busy("smtp", "another")
+    assert not links.busy("smtp", "site0"), "it goes over the connection that is there"
+    links.end(running[0], 0, 1, "site0")
+    assert not links.busy("smtp", "another")
+
+
+@pytest.mark.parametrize(("kind", "most"), [("satellite", 32), ("lte", 32)])
+def test_messages_to_one_destination_share_its_connections(kind: str, most: int) -> None:
+    links, _, _ = rig(Link("a", kind, interface="x"), smtp=("a",))
+    links.observe("a", True)
     for _ in range(most):
-        assert not links.busy("smtp")
-        running.append(links.begin("smtp", 1))
-    assert links.busy("smtp")
-    links.end(running[0], 0)
-    assert not links.busy("smtp")
+        assert not links.busy("smtp", "site")
+        charged = links.begin("smtp", 1, "site")
+    assert links.busy("smtp", "site")
+    assert links.busy("smtp", "another")
+    assert charged is not None
+    assert charged.running == most
+    for _ in range(most):
+        links.end(charged, 0, 1, "site")
+    assert (charged.running, charged.sites) == (0, {})
+
+
+def test_no_more_octets_are_on_their_way_than_the_window() -> None:
+    links, _, _ = rig(Link("a", "satellite", interface="x"), smtp=("a",))
+    links.observe("a", True)
+    begun = []
+    while not links.busy("smtp", "site"):
+        begun.append(links.begin("smtp", 10_000, "site"))
+    assert len(begun) == 7, "64 KiB, and the message that goes past them"
+    links.end(begun[0], 0, 10_000, "site")
+    assert not links.busy("smtp", "site")
+    large = Link("a", "satellite", interface="x")
+    links, _, _ = rig(large, smtp=("a",))
+    links.observe("a", True)
+    links.begin("smtp", 10_000_000, "site")
+    assert links.busy("smtp", "site"), "nothing goes behind a large one before it is over"
+    assert links.busy("smtp", "another")
 
 
 def test_a_fibre_has_no_limit_and_a_second_link_takes_over_when_the_first_is_full() -> None:
     links, _, _ = rig(Link("lte", "lte", interface="x", connections=1), FIBRE, smtp=("lte", "fibre"))
     links.observe("lte", True)
     links.observe("fibre", True)
-    names = [one.name for one in (links.begin("smtp", 1) for _ in range(50)) if one is not None]
+    names = [one.name for one in (links.begin("smtp", 1, str(n)) for n in range(50)) if one is not None]
     assert names == ["lte"] + ["fibre"] * 49
     assert not links.busy("smtp")
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from edgemail.envelope import Address, Disposal, Envelope, Outcome, Recipient, Route, Target
+from edgemail.envelope import Address, Delivery, Disposal, Envelope, Outcome, Recipient, Route, Target
 from edgemail.errors import Kind
 from edgemail.relay.queue.keep import Kept
+from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.sites import OWN_SIDE, Site
 from edgemail.relay.queue.waiting import Flag
 from edgemail.reply import Reply
@@ -33,6 +34,13 @@ class Part:
 
     route: Route
     targets: tuple[Target, ...]
+
+    def delivery(self, active: Active, uplink: Uplink | None) -> Delivery:
+        """What is asked of those who send: over that link, where one is named."""
+        if uplink is None:
+            return Delivery(active.envelope, self.targets, self.route)
+        urgent = bool(active.flags & Flag.URGENT)
+        return Delivery(active.envelope, self.targets, self.route, uplink.via, uplink.name, urgent, uplink.shared)
 
 
 @dataclass(slots=True, eq=False)

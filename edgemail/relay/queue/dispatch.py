@@ -195,6 +195,7 @@ class Dispatch:
         for part in active.parts:
             site = self._sites.of(part.route)
             sites.add(site)
+            site.messages = self._keep.messages(site)
             asked = bool(active.flags & Flag.FLUSHED)
             why = self._keep.kept(part.route.transport, active.envelope.size, asked=asked)
             if why is not None:
@@ -320,7 +321,7 @@ class Dispatch:
     def _begin(self, active: Active, part: Part) -> None:
         site = self._sites.of(part.route)
         slot = self._slots.take(site)
-        uplink = self._keep.begin(part.route.transport, active.envelope.size)
+        uplink = self._keep.begin(site, active.envelope.size)
         site.running += 1
         active.running += 1
         self.spawn(self._attempt(active, part, site, slot, uplink))
@@ -330,15 +331,14 @@ class Dispatch:
         outcomes: tuple[Outcome, ...] = ()
         try:
             try:
-                via = uplink.via if uplink is not None else None
-                outcomes = await self._deliver(Delivery(active.envelope, part.targets, part.route, via))
+                outcomes = await self._deliver(part.delivery(active, uplink))
             except Exception:
                 self._slip(active.envelope)
                 outcomes = tuple(Outcome(target.index, Kind.LOCAL, NO_OUTCOME) for target in part.targets)
             self._hear(site, outcomes)
         finally:
             self._slots.give_back(slot)
-            self._keep.end(uplink, active.envelope.size, outcomes)
+            self._keep.end(uplink, site, active.envelope.size, outcomes)
             site.running -= 1
             active.running -= 1
         active.take(part, outcomes)

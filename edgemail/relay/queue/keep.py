@@ -13,7 +13,7 @@ from typing import Any
 from edgemail.envelope import Envelope, Outcome
 from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links, State, Uplink
-from edgemail.relay.queue.sites import SiteStatus
+from edgemail.relay.queue.sites import Site, SiteStatus
 from edgemail.relay.queue.urgent import Urgent
 from edgemail.settings import Configuration
 
@@ -64,15 +64,15 @@ class Keep:
             return Kept(ON_DEMAND, Kind.MESSAGE_TEMPORARY if wall else Kind.LINK)
         return None
 
-    def begin(self, transport: str, size: int) -> Uplink | None:
+    def begin(self, site: Site, size: int) -> Uplink | None:
         """A delivery begins; the link that is charged for it, None where none is named."""
-        return self._links.begin(transport, size) if self._links is not None else None
+        return self._links.begin(site.transport, size, site.name) if self._links is not None else None
 
-    def end(self, uplink: Uplink | None, size: int, outcomes: Iterable[Outcome]) -> None:
+    def end(self, uplink: Uplink | None, site: Site, size: int, outcomes: Iterable[Outcome]) -> None:
         """It has ended. Charged is what went out, and what may have when the connection broke."""
         if self._links is not None:
             sent = any(each.delivered or (each.transfer_delay > 0 and not each.remote) for each in outcomes)
-            self._links.end(uplink, size if sent else 0)
+            self._links.end(uplink, size if sent else 0, size, site.name)
 
     def shown(self, sites: tuple[SiteStatus, ...]) -> tuple[SiteStatus, ...]:
         """Destinations as the status shows them: what keeps their mail goes before what they did when last tried."""
@@ -97,6 +97,10 @@ class Keep:
         since = max(one.since for one in found)
         return {"state": "paused" if down else "closed", "reason": self.shut(transport), "since": since}
 
-    def busy(self, transport: str) -> bool:
-        """Whether the links of a transport have all the connections they may."""
-        return self._links is not None and self._links.busy(transport)
+    def messages(self, site: Site) -> int:
+        """How many messages to a site may be on their way over one connection."""
+        return self._links.messages(site.transport) if self._links is not None else 1
+
+    def busy(self, site: Site) -> bool:
+        """Whether the links to a site have all the connections they may, with all the mail that these may carry."""
+        return self._links is not None and self._links.busy(site.transport, site.name)

@@ -25,8 +25,11 @@ OVERHEAD: Final = 1024  # of each message in the accounts: commands, replies, TL
 RECHECK: Final = 3600.0  # limit: seconds until hours and budgets are looked at again, however the wall clock is set
 RECHECK_UNTRUSTED: Final = 60.0  # limit: the same, while the clock is not trusted
 
-# What a class of link means: connections at once (0 = as many as the destination takes).
+# What a class of link means: connections at once (0 = as many as the destination takes), and the messages that may be
+# on their way over each of them before the first is answered (1 = one after the other).
 CONNECTIONS: Final[Mapping[str, int]] = {"fibre": 0, "lte": 4, "satellite": 1}
+MESSAGES: Final[Mapping[str, int]] = {"fibre": 1, "lte": 8, "satellite": 32}
+WINDOW: Final = 65_536  # limit: octets of messages on their way over one connection of a link, and one message more
 
 
 class State(Enum):
@@ -65,7 +68,8 @@ class Uplink:
     why: str = "not looked at yet"
     state: State = State.DOWN
     reason: str = "not looked at yet"
-    running: int = 0
+    running: int = 0  # deliveries
+    sites: dict[str, tuple[int, int]] = field(default_factory=dict)  # of them, by destination: how many, their octets
     ups: int = 0  # how often it came up
     addresses: tuple[str, ...] = ()  # of its interface
     spent: dict[str, int] = field(default_factory=lambda: {"day": 0, "month": 0})
@@ -88,6 +92,31 @@ class Uplink:
         """What connections over it keep to; None where that is left to the system's routes."""
         interface = self.link.interface
         return Via(self.name, interface, self.addresses) if interface and self.link.bind else None
+
+    @property
+    def shared(self) -> int:
+        """How many connections its deliveries have to share; 0 where each has its own."""
+        return self.connections if MESSAGES[self.link.kind] > 1 else 0
+
+    def full(self, site: str) -> bool:
+        """Whether one more delivery to a destination would take more connections than it may have."""
+        if not self.connections:
+            return False
+        count, octets = self.sites.get(site, (0, 0))
+        taken = sum(self._needed(*each) for each in self.sites.values())
+        return taken - self._needed(count, octets) + self._needed(count + 1, octets + 1) > self.connections
+
+    def _needed(self, count: int, octets: int) -> int:
+        """Connections that so many deliveries to one destination take."""
+        messages = MESSAGES[self.link.kind]
+        return min(count, max(-(-count // messages), -(-octets // WINDOW)))
+
+    def load(self, site: str, count: int, octets: int) -> None:
+        """Deliveries to a destination have begun, or ended (negative)."""
+        had = self.sites.pop(site, (0, 0))
+        self.running += count
+        if had[0] + count > 0:
+            self.sites[site] = (had[0] + count, had[1] + octets)
 
 
 class Links:
@@ -227,26 +256,30 @@ class Links:
             f"waits for a better link: {size} bytes are more than link {largest.name} takes ({largest.link.size_limit})"
         )
 
-    def busy(self, transport: str) -> bool:
-        """Whether the links of a transport have as many connections as they may."""
-        usable = [uplink for uplink in self._of(transport) if uplink.up]
-        return bool(usable) and all(0 < uplink.connections <= uplink.running for uplink in usable)
+    def messages(self, transport: str) -> int:
+        """How many messages of a transport may be on their way over one connection of the links that are up."""
+        return max((MESSAGES[uplink.link.kind] for uplink in self._of(transport) if uplink.up), default=1)
 
-    def begin(self, transport: str, size: int) -> Uplink | None:
+    def busy(self, transport: str, site: str = "") -> bool:
+        """Whether the links of a transport have as many connections as they may, and none takes mail for `site`."""
+        usable = [uplink for uplink in self._of(transport) if uplink.up]
+        return bool(usable) and all(uplink.full(site) for uplink in usable)
+
+    def begin(self, transport: str, size: int, site: str = "") -> Uplink | None:
         """A delivery begins; the link that is charged for it. None for a transport without links."""
         usable = [uplink for uplink in self._of(transport) if uplink.up and _fits(uplink, size)]
         if not usable:
             return None
-        free = [uplink for uplink in usable if not 0 < uplink.connections <= uplink.running]
+        free = [uplink for uplink in usable if not uplink.full(site)]
         uplink = (free or usable)[0]
-        uplink.running += 1
+        uplink.load(site, 1, size)
         return uplink
 
-    def end(self, uplink: Uplink | None, carried: int) -> None:
-        """A delivery has ended; `carried`: bytes of content that went over the link, 0 when it did not come so far."""
+    def end(self, uplink: Uplink | None, carried: int, size: int = 0, site: str = "") -> None:
+        """A delivery of `size` octets has ended; `carried`: those that went over the link, 0 when none came so far."""
         if uplink is None:
             return
-        uplink.running -= 1
+        uplink.load(site, -1, -size)
         self._turn_periods()
         for period in uplink.spent:
             uplink.spent[period] += carried + OVERHEAD

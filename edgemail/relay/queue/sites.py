@@ -61,6 +61,7 @@ class Site:
     transport: str
     configured: bool
     window: int
+    messages: int = 1  # that may be on their way over one connection: the window counts connections
     running: int = 0
     cohorts: float = 0.0  # failed ones: each failure counts as one part of the window
     answered_at: float | None = None  # monotonic
@@ -103,7 +104,7 @@ class Site:
     def gate(self, now: float) -> Gate:
         if self.retry_at is not None and now < self.retry_at:
             return Gate.DEAD
-        allowed = self.window if self.retry_at is None else 1  # a probe
+        allowed = self.window * self.messages if self.retry_at is None else 1  # a probe
         return Gate.OPEN if self.running < allowed else Gate.BUSY
 
     def park(self, id: int, *, fresh: bool, urgent: bool = False) -> None:

@@ -47,9 +47,9 @@ class Slots:
     """The slots in use, and the sites that wait for one."""
 
     def __init__(
-        self, clock: Clock, configuration: Configuration, busy: Callable[[str], bool] = lambda _: False
+        self, clock: Clock, configuration: Configuration, busy: Callable[[Site], bool] = lambda _: False
     ) -> None:
-        """`busy`: whether the links of a transport take no more connections now."""
+        """`busy`: whether the links to a site take no more deliveries there now."""
         self._busy = busy
         self._clock = clock
         self._configuration = configuration
@@ -78,7 +78,7 @@ class Slots:
 
     def free(self, site: Site, *, fresh: bool) -> bool:
         """Whether there is a slot for a delivery to this site."""
-        if self._busy(site.transport):
+        if self._busy(site):
             return False
         turn = self.turn(site, fresh=fresh)
         if turn is not Turn.PROVEN:

@@ -12,9 +12,10 @@ from typing import Final, Protocol
 from edgemail.clock import Clock
 from edgemail.errors import EdgemailError, TableError
 from edgemail.relay.send.connect import Place, Unreached, connect, interleave
+from edgemail.relay.send.exchange import Broken, Peer
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.resolve import Host, ResolveError
-from edgemail.relay.send.session import Broken, ClearInstead, Login, Peer, Session, SetupFailed
+from edgemail.relay.send.session import ClearInstead, Login, Session, SetupFailed
 from edgemail.relay.send.tls import Contexts
 from edgemail.relay.wire.client import Phase
 from edgemail.reply import Reply

@@ -14,8 +14,10 @@ from typing import Final
 from edgemail.clock import Clock
 from edgemail.envelope import Delivery, Envelope, Outcome, Target
 from edgemail.errors import Kind, SpoolDamaged
+from edgemail.relay.send.berth import Berth
+from edgemail.relay.send.exchange import BodyFailed, Broken
 from edgemail.relay.send.rewrite import complete
-from edgemail.relay.send.session import BodyFailed, Broken, Session
+from edgemail.relay.send.session import Session
 from edgemail.relay.send.verdict import Verdict, outcome, reply_verdict, site_verdict
 from edgemail.relay.wire.client import Phase
 from edgemail.relay.wire.transaction import Burden, Result, Transaction, obstacle, recipient_obstacle
@@ -26,6 +28,8 @@ from edgemail.spool.verbs import Spool
 log = logging.getLogger("edgemail.smtp")
 
 HEADER_PEEK: Final = 65_536  # limit: octets of a header searched for raw UTF-8 before SMTPUTF8 is taken as needed
+
+STALE_CONNECTIONS: Final = 20  # limit: connections kept from before that may prove closed in one delivery
 
 Rewriter = Callable[[Iterable[bytes], Envelope, Settings], Iterator[bytes]]
 Notice = Callable[[str, str, str], None]  # class, subject, text: for the postmaster
@@ -49,6 +53,8 @@ class Attempt:
     tried: set[tuple[str, str, int]] = field(default_factory=set)  # host, address, port
     uses: int = 0  # messages over the connection that was used last
     ready: float = 0.0  # monotonic: when the last connection was; 0.0 before
+    berth: Berth[Session] | None = None  # the place of a connection that is being opened, where places are counted
+    stale: int = 0  # connections that ended before they heard of this message
 
     @property
     def configured(self) -> bool:
@@ -119,7 +125,7 @@ class Carrier:
                 for target in targets:
                     self._settle(attempt, target.index, _refused_here(reply, session))
                 return True
-            transaction = Transaction(session.client, sender, targets, envelope, burden)
+            transaction = session.transaction(sender, targets, envelope, burden)
             broken = await session.send(transaction, body)
         except BodyFailed as error:
             await self._unreadable(attempt, error)
@@ -127,7 +133,8 @@ class Carrier:
         finally:
             if isinstance(body, Generator):
                 body.close()
-        if reused and _stale(session, transaction, broken):
+        if reused and attempt.stale < STALE_CONNECTIONS and _stale(session, transaction, broken):
+            attempt.stale += 1
             return False
         attempt.uses = session.count
         attempt.tried.add((session.peer.host, session.peer.address, session.peer.port))
@@ -202,7 +209,8 @@ def _stale(session: Session, transaction: Transaction, broken: Broken | None) ->
     if broken is not None:
         return not transaction.heard and not broken.malformed
     first = transaction.results[0]
-    return session.client.closing and first is not None and first.reply.code == 421 and first.phase is Phase.MAIL
+    unheard = first is not None and first.phase in (Phase.MAIL, Phase.RSET)
+    return session.client.closing and unheard and first is not None and first.reply.code == 421
 
 
 def _peek(body: Iterator[bytes]) -> tuple[bool, Iterator[bytes]]:

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from edgemail.relay.send.tls import ResumingContext
@@ -27,7 +27,7 @@ UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENE
 
 
 class Line(asyncio.Protocol):
-    """One connection. A single task uses it; what comes is kept until `read` takes it, within bounds."""
+    """One connection. What comes is kept, within bounds, until `read` or `take` takes it; one task at a time waits."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -37,6 +37,7 @@ class Line(asyncio.Protocol):
         self._blocked = False  # more is waiting to be written than the high water
         self._held_back = False  # reading is paused
         self._waiter: asyncio.Future[None] | None = None
+        self.news: Callable[[], None] | None = None  # called for what nobody waits for
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -93,7 +94,10 @@ class Line(asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is None:
+            if self.news is not None:
+                self.news()
+        elif not self._waiter.done():
             self._waiter.set_result(None)
 
     # -- for the session ----------------------------------------------------------------------------------------------

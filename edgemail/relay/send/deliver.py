@@ -6,7 +6,6 @@ each. Never raises: what nobody expected is a LOCAL outcome and a traceback in t
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
@@ -19,14 +18,17 @@ from edgemail.clock import Clock
 from edgemail.counters import Counter, Histogram
 from edgemail.envelope import Delivery, Disposal, Outcome, Target
 from edgemail.errors import Kind, TableError
+from edgemail.relay.send.berth import Berth
 from edgemail.relay.send.carry import Attempt, Carrier, Notice, Rewriter, no_notice
 from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
+from edgemail.relay.send.connections import Connections
 from edgemail.relay.send.conversation import LISTENING, Watch
+from edgemail.relay.send.exchange import Broken, Peer
 from edgemail.relay.send.hop import TURNED, parse_hop
-from edgemail.relay.send.pool import Key, Pool, idle_until
+from edgemail.relay.send.pool import Key
 from edgemail.relay.send.resolve import Host, ResolveError
 from edgemail.relay.send.rewrite import rewrite
-from edgemail.relay.send.session import Broken, ClearInstead, Login, LoopsBack, Peer, Session, SetupFailed
+from edgemail.relay.send.session import ClearInstead, Login, LoopsBack, Session, SetupFailed
 from edgemail.relay.send.tls import Contexts, wanted_names
 from edgemail.relay.send.verdict import Verdict, log_outcome, site_verdict, worst_excuse
 from edgemail.relay.wire.client import Phase
@@ -37,7 +39,6 @@ from edgemail.spool.verbs import Spool
 log = logging.getLogger("edgemail.smtp")
 
 HOPS_KNOWN: Final = 256  # limit: next hops whose syntax is remembered
-CLOSE_SECONDS: Final = 3.0  # limit: seconds for the QUITs at the end of the process
 DELIVERIES: Final = Counter("edgemail_smtp_recipients", "Recipients by route and outcome", ("route", "outcome"))
 SENT_BYTES: Final = Counter("edgemail_smtp_bytes", "Bytes of messages that a server took", ("route",))
 DURATIONS: Final = Histogram(
@@ -94,16 +95,16 @@ class Courier:
         self._credentials = credentials
         self._carrier = Carrier(spool, clock, rewriter, notice)
         self._contexts = Contexts()
-        self._pool: Pool[Session] = Pool()
-        self._farewells: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._connections = Connections(clock, self._settings)
         self._watch = Watch()
         self.turned: dict[str, Session] = {}  # by the next hop that stands for them; whoever made them closes them
         self.carrying: set[str] = set()  # those of them over which a message goes just now
 
+    def _settings(self, transport: str) -> Settings:
+        return self._configuration.transport(transport)
+
     def __repr__(self) -> str:
-        return f"<Courier {self._pool!r}>"
+        return f"<Courier {self._connections!r}>"
 
     def reload(self, configuration: Configuration) -> None:
         """Take a new configuration. Deliveries under way end with the old one; idle connections are closed.
@@ -113,7 +114,7 @@ class Courier:
         self._credentials.reload(configuration)
         self._configuration = configuration
         self._contexts.forget()
-        self._dismiss(self._pool.clear())
+        self._connections.forget()
 
     def watch(self, id: int) -> None:
         """Remember what will be said to servers about this message."""
@@ -125,17 +126,8 @@ class Courier:
         return None if found is None else list(found.lines)
 
     async def close(self) -> None:
-        """Say QUIT on what is idle and wait for it, CLOSE_SECONDS at most."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._dismiss(self._pool.clear())
-        if self._farewells:
-            _, late = await asyncio.wait(self._farewells, timeout=CLOSE_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        """Say QUIT on what is idle and wait a little for it."""
+        await self._connections.close()
 
     # -- one delivery -------------------------------------------------------------------------------------------------
 
@@ -143,7 +135,7 @@ class Courier:
         """Try every target; one outcome for each, in their order. Raises nothing but CancelledError."""
         attempt = Attempt(
             delivery,
-            self._configuration.transport(delivery.route.transport),
+            self._settings(delivery.route.transport),
             self._clock.monotonic(),
             pending={target.index: target for target in delivery.targets},
         )
@@ -221,9 +213,8 @@ class Courier:
         login = self._login(settings, text)
         words = [settings.smtp_tls_security_level, *wanted_names(settings, "", name)]
         user = login.user if login is not None else ""
-        via = attempt.delivery.via
-        link = via.link if via is not None else ""
-        return _Hop(text, name, Key(attempt.delivery.route.transport, text.lower(), " ".join(words), user, link))
+        link, transport = attempt.delivery.link, attempt.delivery.route.transport
+        return _Hop(text, name, Key(transport, text.lower(), " ".join(words), user, link))
 
     def _login(self, settings: Settings, hop: str, host: str = "") -> Login | None:
         if not settings.smtp_sasl_auth_enable:
@@ -232,10 +223,48 @@ class Courier:
 
     async def _try_hop(self, attempt: Attempt, hop: _Hop, *, configured: bool) -> None:
         """A connection kept from before, then every host of one next hop within the limits."""
-        settings = attempt.settings
-        await self._try_kept(attempt, hop.key)
-        if not attempt.pending:
+        if attempt.delivery.connections:
+            await self._try_shared(attempt, hop, configured=configured)
             return
+        session = self._connections.idle(hop.key, attempt.settings)
+        if session is not None:
+            await self._carry(attempt, session, hop.key, reused=True)
+        if attempt.pending:
+            await self._try_hosts(attempt, hop, configured=configured)
+
+    async def _try_shared(self, attempt: Attempt, hop: _Hop, *, configured: bool) -> None:
+        """The same over a link that may have only so many connections: over one that is there already, as soon as it
+        takes another message, or over a new one when there may be one more."""
+        berths, key, most = self._connections.berths, hop.key, attempt.delivery.connections
+        joining, stood = True, attempt.delivery.urgent
+        while attempt.pending:
+            berth = self._connections.join(key, attempt.settings) if joining else None
+            open_ = berth is None and berths.may_open(key, most)
+            if open_ and joining:
+                berth = self._connections.share_idle(key, attempt.settings)
+            if berth is not None and berth.connection is not None:
+                stale = attempt.stale
+                await self._carry_shared(attempt, berth, berth.connection, reused=True)
+                joining = attempt.stale > stale
+            elif open_:
+                attempt.berth = berths.take(key)
+                try:
+                    await self._try_hosts(attempt, hop, configured=configured)
+                finally:
+                    if attempt.berth is not None:
+                        berths.failed(attempt.berth, attempt.failures)
+                        attempt.berth = None
+                return
+            else:
+                why = await berths.wait(key, first=stood)
+                stood = True
+                if why:
+                    attempt.failures.extend(why)
+                    return
+
+    async def _try_hosts(self, attempt: Attempt, hop: _Hop, *, configured: bool) -> None:
+        """Every host of one next hop, over new connections."""
+        settings = attempt.settings
         domain = attempt.domain or hop.name
         try:
             hosts = await self._resolver.hosts(hop.text, settings, configured=configured, domain=domain)
@@ -261,17 +290,10 @@ class Courier:
 
     # -- connections --------------------------------------------------------------------------------------------------
 
-    async def _try_kept(self, attempt: Attempt, key: Key) -> None:
-        """Use an idle connection. One that has gone stale costs nothing but this try."""
-        while (session := self._pool.acquire(key, self._clock.monotonic())) is not None:
-            if session.usable and session.settings is attempt.settings:
-                await self._carry(attempt, session, key, reused=True)
-                return
-            self._retire(session)
-
     async def _try_places(self, attempt: Attempt, hop: _Hop, host: Host, places: Sequence[Place]) -> tuple[int, bool]:
         """Connect to one of `places` and deliver. How many of them are used up, and whether a session came about."""
         seconds = attempt.settings.smtp_connect_timeout
+        await self._room(attempt, hop.key)
         try:
             line, place = await connect(places, host.port, seconds, attempt.delivery.via)
         except Unreached as error:
@@ -290,9 +312,24 @@ class Courier:
             session, _ = await self._open(attempt, hop, line, peer, clear=True)
         if session is None:
             return used, False
-        self._pool.opened()
-        await self._carry(attempt, session, hop.key, reused=False)
+        self._connections.opened()
+        if attempt.berth is None:
+            await self._carry(attempt, session, hop.key, reused=False)
+        else:
+            berth, attempt.berth = attempt.berth, None
+            self._connections.share(berth, session)
+            await self._carry_shared(attempt, berth, session, reused=False)
         return used, True
+
+    async def _room(self, attempt: Attempt, key: Key) -> None:
+        """Wait until the link may have one connection more, where its last one proved not to be enough."""
+        berths, stood = self._connections.berths, False
+        while attempt.delivery.connections and attempt.berth is None:
+            if berths.may_open(key, attempt.delivery.connections):
+                attempt.berth = berths.take(key)
+            else:
+                await berths.wait(key, first=stood)
+                stood = True
 
     async def _open(
         self, attempt: Attempt, hop: _Hop, line: Line, peer: Peer, *, clear: bool
@@ -326,58 +363,18 @@ class Courier:
     async def _carry(self, attempt: Attempt, session: Session, key: Key, *, reused: bool) -> None:
         """One message over a session in use, which is given back or closed afterwards."""
         attempt.ready = self._clock.monotonic()
-        healthy = False
         try:
-            healthy = await self._carrier.carry(attempt, session, reused=reused)
+            await self._carrier.carry(attempt, session, reused=reused)
         finally:
-            if healthy and session.usable:
-                self._release(session, key)
-            else:
-                self._retire(session)
+            self._connections.give_back(session, key)
 
-    # -- keeping and closing ------------------------------------------------------------------------------------------
-
-    def _release(self, session: Session, key: Key) -> None:
-        """Keep a session for the next message, if its limits and the configuration allow."""
-        settings = session.settings
-        now = self._clock.monotonic()
-        current = settings is self._configuration.transport(key.transport) and not self._closed
-        until = idle_until(
-            now,
-            session.opened_at,
-            session.count,
-            cache_time=settings.smtp_connection_cache_time_limit if current else 0,
-            reuse_time=settings.smtp_connection_reuse_time_limit,
-            reuse_count=settings.smtp_connection_reuse_count_limit,
-        )
-        self._dismiss(self._pool.release(key, session, until, now))
-        self._arm()
-
-    def _retire(self, session: Session) -> None:
-        """A session in use that is of no more use."""
-        self._pool.closed()
-        if session.usable:
-            self._dismiss((session,))
-        else:
-            session.abort()
-
-    def _dismiss(self, sessions: Iterable[Session]) -> None:
-        """QUIT, without anybody waiting for it."""
-        for session in sessions:
-            task = asyncio.get_running_loop().create_task(session.quit())
-            self._farewells.add(task)
-            task.add_done_callback(self._farewells.discard)
-
-    def _arm(self) -> None:
-        expiry = self._pool.next_expiry()
-        if expiry is not None and self._timer is None and not self._closed:
-            delay = max(0.05, expiry - self._clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        self._dismiss(self._pool.expire(self._clock.monotonic()))
-        self._arm()
+    async def _carry_shared(self, attempt: Attempt, berth: Berth[Session], session: Session, *, reused: bool) -> None:
+        """One message over a session that may have others on their way."""
+        attempt.ready = self._clock.monotonic()
+        try:
+            await self._carrier.carry(attempt, session, reused=reused)
+        finally:
+            self._connections.leave(berth, session)
 
 
 def _count(delivery: Delivery, outcomes: Iterable[Outcome], seconds: float) -> None:

@@ -22,7 +22,7 @@ class Key:
     hop: str
     tls: str  # level and names judged: a connection is never used for a stricter demand than it met
     login: str  # the user name it logged in with, "" for none
-    link: str = ""  # the uplink it keeps to, "" for none
+    link: str = ""  # the uplink it goes over, "" where none is named
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,11 @@
 Owns the order of commands (pipelined where the server offers it, in step otherwise), the parameters that this server
 may be told, and the result of every recipient. Never opens or closes a connection, never decides what a result means
 for the queue.
+
+Where the server offers PIPELINING, a message may follow another that is `written` and not answered yet. After the dot
+of DATA the server's buffers are empty, whatever it answers (RFC 5321 4.1.1.4). After BDAT LAST they may not be: when
+MAIL or every RCPT was refused, some servers stay in the transaction, and would take the next message's recipients
+for the sender before. So RSET goes first there, in the same write: six octets and no round trip.
 """
 
 from __future__ import annotations
@@ -125,6 +130,7 @@ class Transaction:
         self.content_done = False  # the message was written to its end: a lost connection may mean a second copy
         self.heard = False  # some reply to this message has come
         able = client.abilities
+        self._due = 0  # replies that are awaited for this message
         self._accepted: list[int] = []
         self._mail: Reply | None = None
         self._chunking = able.offers("CHUNKING")
@@ -136,10 +142,10 @@ class Transaction:
         # have to where pipelining is not offered.
         wait = not able.offers("PIPELINING")
         self._steps: deque[tuple[bool, Callable[[], None]]] = deque()
-        if client.in_transaction:
-            self._steps.append((False, partial(client.reset, self._reset_answered)))
+        if client.in_transaction or (self._chunking and client.awaiting is not None):
+            self._steps.append((False, self._reset))
         mail = mail_command(able, sender, envelope, burden, utf8)
-        self._steps.append((wait, partial(client.say, mail, Phase.MAIL, self._mail_answered)))
+        self._steps.append((wait, partial(self._say, mail, Phase.MAIL, self._mail_answered)))
         for place, target in enumerate(targets):
             self._steps.append((wait, partial(self._say_rcpt, rcpt_command(able, target), place)))
         if not self._chunking:
@@ -155,7 +161,12 @@ class Transaction:
         """Every target has its result, and the connection is back in step or closing."""
         if self.client.closing:
             return None not in self.results
-        return not self.wants_content and not self._steps and self.client.awaiting is None
+        return not self._due and not self.wants_content and not self._steps
+
+    @property
+    def written(self) -> bool:
+        """All of it is written, and only the server's answers are missing: another message may follow."""
+        return self.content_done and not self._steps
 
     # -- content ------------------------------------------------------------------------------------------------------
 
@@ -182,15 +193,30 @@ class Transaction:
                 self._held += b"\r\n"
             self._say_bdat(last=True)
         else:
-            self.client.append(octets)
-            self.client.expect(Phase.END, self._end_answered)
+            self._end(octets)
+
+    def _end(self, octets: bytes) -> None:
+        """The last of the content of DATA, with the dot."""
+        self.client.append(octets)
+        self.client.expect(Phase.END, self._end_answered)
+        self.client.in_transaction = False  # RFC 5321 4.1.1.4: whatever the answer
+        self._due += 1
 
     def lost(self, reply: Reply, phase: Phase | None = None) -> None:
         """The connection is of no use any more: `reply` for every target that has no result."""
         self._steps.clear()
-        where = phase or (Phase.END if self.content_done else self.client.awaiting or Phase.CONTENT)
+        where = phase or (Phase.END if self.content_done else self._phase())
         self._refuse_rest(Result(reply, where, remote=phase is not None))
         self._close_content()
+
+    def _phase(self) -> Phase:
+        """What the server has not answered yet, of a message that is not written to its end."""
+        if not self._due:
+            return Phase.CONTENT
+        if self._mail is None:
+            return Phase.MAIL
+        heard = self._accepted or any(result is not None for result in self.results)
+        return Phase.RCPT if not heard else self.client.awaiting or Phase.CONTENT
 
     def _open_content(self) -> None:
         self.wants_content = True
@@ -202,7 +228,7 @@ class Transaction:
 
     def _say_bdat(self, *, last: bool = False) -> None:  # RFC 3030 2
         taker, phase = (self._end_answered, Phase.END) if last else (self._chunk_answered, Phase.CONTENT)
-        self.client.say(f"BDAT {len(self._held)}{' LAST' if last else ''}", phase, taker)
+        self._say(f"BDAT {len(self._held)}{' LAST' if last else ''}", phase, taker)
         self.client.append(bytes(self._held))
         self._held.clear()
 
@@ -213,23 +239,35 @@ class Transaction:
         while self._steps and not (self._steps[0][0] and self.client.awaiting is not None):
             self._steps.popleft()[1]()
 
+    def _say(self, line: str, phase: Phase, taker: Callable[[Reply], None]) -> None:
+        self.client.say(line, phase, taker)
+        self._due += 1
+
+    def _reset(self) -> None:
+        self.client.reset(self._reset_answered)
+        self._due += 1
+
     def _say_rcpt(self, command: str, place: int) -> None:
         if self._mail is None or self._mail.positive:
-            self.client.say(command, Phase.RCPT, partial(self._rcpt_answered, place))
+            self._say(command, Phase.RCPT, partial(self._rcpt_answered, place))
 
     def _say_data(self) -> None:
-        if self._accepted or self.client.awaiting is not None:
-            self.client.say("DATA", Phase.DATA, self._data_answered)
+        if self._accepted or self._due:
+            self._say("DATA", Phase.DATA, self._data_answered)
 
     def _open_chunks(self) -> None:
-        if self._accepted or self.client.awaiting is not None:
+        if self._accepted or self._due:
             self._open_content()
 
     # -- the answers --------------------------------------------------------------------------------------------------
 
     def _reset_answered(self, reply: Reply) -> None:
-        if not reply.positive:
+        self._due -= 1
+        if self.client.closing:
+            self.lost(reply, Phase.RSET)
+        elif not reply.positive:
             raise MalformedReply(f'RSET refused: "{reply}"')
+        self.client.in_transaction = False
         self._advance()
 
     def _mail_answered(self, reply: Reply) -> None:
@@ -259,8 +297,7 @@ class Transaction:
         elif self._accepted:
             self._open_content()
         else:  # RFC 2920 3.1: go-ahead though every recipient was refused; an empty message, and its fate is known
-            self.client.append(b".\r\n")
-            self.client.expect(Phase.END, self._end_answered)
+            self._end(b".\r\n")
         self._advance()
 
     def _chunk_answered(self, reply: Reply) -> None:
@@ -285,6 +322,7 @@ class Transaction:
 
     def _heard(self, reply: Reply, phase: Phase, *, positive: int) -> None:
         self.heard = True
+        self._due -= 1
         if reply.positive and reply.code // 100 != positive:
             raise MalformedReply(f'reply "{reply}" in answer to {phase.command}')
         if self.client.closing:
