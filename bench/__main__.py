@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import thin_link
 from bench.systems import SYSTEMS, System
 from tests.peers.postfix import smtp_sink, smtp_source
 
@@ -125,9 +126,10 @@ def main() -> int:
                 found[name].append(measure(name, case))
         figures[case.name] = found
         print(line(case, found), flush=True)
+    thin = thin_link.run(arguments.only)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     results = {case: {name: [asdict(one) for one in each] for name, each in by.items()} for case, by in figures.items()}
-    arguments.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=2) + "\n")
+    arguments.json.write_text(json.dumps({"machine": machine(), "cases": results, "thin link": thin}, indent=2) + "\n")
     return 0
 
 
