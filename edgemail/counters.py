@@ -50,8 +50,11 @@ class Counter(Metric):
     kind = "counter"
 
     def add(self, *values: str, by: float = 1.0) -> None:
-        series = self._series(values)
-        self.values[series] = self.values.get(series, 0.0) + by
+        try:
+            self.values[values] += by
+        except KeyError:  # the first of its kind
+            series = self._series(values)
+            self.values[series] = self.values.get(series, 0.0) + by
 
     def samples(self) -> Iterator[Sample]:
         for series, value in self.values.items():

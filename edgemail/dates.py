@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import lru_cache
 from typing import Final
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -30,7 +31,12 @@ def midnight(year: int, month: int, day: int) -> int:
 
 def date(at: float) -> str:
     """`at`, wall clock, in the box's time zone, whose name stands behind it as a comment."""
-    when = local_time(at)
+    return _date(int(min(max(at, 0.0), LAST_DATE)))
+
+
+@lru_cache(maxsize=4)  # a busy second has a thousand messages
+def _date(at: int) -> str:
+    when = time.localtime(at)
     offset = when.tm_gmtoff // 60
     sign, offset = ("-", -offset) if offset < 0 else ("+", offset)
     zone = re.sub(r"[^A-Za-z0-9+-]", "", when.tm_zone)

@@ -55,7 +55,9 @@ class Reply:
         out = bytearray()
         for number, line in enumerate(lines):
             mark = " " if number == len(lines) - 1 else "-"
-            clean = "".join(c if c == "\t" or (c >= " " and c != "\x7f") else "?" for c in prefix + line)
+            clean = prefix + line
+            if not (clean.isascii() and clean.isprintable()):
+                clean = "".join(c if c == "\t" or (c >= " " and c != "\x7f") else "?" for c in clean)
             out += f"{self.code}{mark}".encode()
             out += clean.encode("utf-8", "replace")[: MAX_REPLY_LINE - 6].decode("utf-8", "ignore").encode()
             out += b"\r\n"

@@ -24,6 +24,7 @@ LITERAL_TYPES: Final = ("texthash", "hash", "lmdb", "btree", "cdb")
 PATTERN_TYPES: Final = ("regexp", "pcre", "cidr")
 TYPES: Final = (*LITERAL_TYPES, *PATTERN_TYPES, "static", "inline")
 MAX_INCLUDES: Final = 8  # limit: list files inside list files
+KNOWN: Final = 128  # limit: verdicts that a list of domains or networks keeps, so that it need not look again
 
 log = logging.getLogger("edgemail.tables")
 
@@ -210,7 +211,18 @@ class Entries(ABC):
     Patterns are in a dictionary with their places, so that a long list costs no more than a short one.
     """
 
-    __slots__ = ("_base", "_complaint", "_due", "_files", "_index", "_monotonic", "_names", "_state", "_tables")
+    __slots__ = (
+        "_base",
+        "_complaint",
+        "_due",
+        "_files",
+        "_index",
+        "_known",
+        "_monotonic",
+        "_names",
+        "_state",
+        "_tables",
+    )
 
     def __init__(self, names: Names, base: Path | None, monotonic: Monotonic) -> None:
         self._names = names
@@ -236,6 +248,7 @@ class Entries(ABC):
             except (ValueError, TableError) as error:
                 raise TableError(f"{where}{error}") from None
         self._index, self._tables = index, tables
+        self._known: dict[str, bool] = {}  # what was found of late; a table may say something else the next time
         self._state = self._generations()
 
     def _flat(self, names: Iterable[str], wanted: bool, where: str, depth: int) -> Iterator[tuple[str, bool, str]]:
@@ -263,10 +276,27 @@ class Entries(ABC):
     def _generations(self) -> int:
         return sum(file.generation for file in self._files.values())
 
+    def __contains__(self, text: str) -> bool:
+        """Whether `text`, in any of its forms, is in the list; False for what could not be."""
+        self._refresh()
+        if not (self._index or self._tables):
+            return False
+        found = self._known.get(text)
+        if found is None:
+            found = self._find(text)
+            if not self._tables:
+                if len(self._known) >= KNOWN:
+                    self._known.clear()
+                self._known[text] = found
+        return found
+
+    @abstractmethod
+    def _find(self, text: str) -> bool:
+        """The verdict on a text."""
+
     def _refresh(self) -> None:
         """Read changed files again; a wrong one leaves the list as it was, and is said once."""
-        now = self._monotonic()
-        if not self._files or now < self._due:
+        if not self._files or (now := self._monotonic()) < self._due:
             return
         self._due = now + RECHECK
         for file in self._files.values():
@@ -311,11 +341,8 @@ class DomainList(Entries):
         self._parent_matches = parent_matches
         super().__init__(names, base, monotonic)
 
-    def __contains__(self, domain: str) -> bool:
+    def _find(self, domain: str) -> bool:
         """Whether a domain, in any case and in U- or A-labels, is in the list."""
-        self._refresh()
-        if not (self._index or self._tables):
-            return False
         try:
             name = ascii_domain(domain)
         except ValueError:
@@ -354,9 +381,8 @@ class NetworkList(Entries):
         lengths: set[tuple[int, int]] = {key[:2] for key in self._index if isinstance(key, tuple)}
         self._lengths = {version: [length for at, length in lengths if at == version] for version in (4, 6)}
 
-    def __contains__(self, address: str) -> bool:
+    def _find(self, address: str) -> bool:
         """Whether an address is in one of the networks; False for what is no address."""
-        self._refresh()
         parsed = parse_address(address)
         if parsed is None:
             return False

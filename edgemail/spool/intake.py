@@ -208,7 +208,9 @@ class SpoolIntake:
             raise type(self._error)(*self._error.args)
         if self._state is not State.OPEN:
             raise SpoolError(f"{queue_id(self._id)}: aborted before it was committed")
-        kept = replace(envelope, id=self._id, size=self._size)
+        kept = envelope
+        if (envelope.id, envelope.size) != (self._id, self._size):
+            kept = replace(envelope, id=self._id, size=self._size)
         last = (bytes(self._buffer),) if self._buffer else ()
         head = Head(self._size, self._parts + len(last), self._crc)
         future = self._pool.sink.finish(Tail(self._id, self._parts + 1, last, head), kept, also or Change())

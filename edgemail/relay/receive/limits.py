@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Final
 
+from edgemail.patterns import parse_address
 from edgemail.relay.wire import replies
 from edgemail.reply import Reply
 from edgemail.settings import Settings
@@ -19,6 +21,7 @@ MAX_ASKED: Final = 1000  # limit: domains of which it is remembered how often ET
 MAX_CLIENTS: Final = 2000  # limit: clients whose rates are remembered at once, about 400 bytes each
 RESERVED: Final = 8  # limit: sessions above default_process_limit, for clients that have no other
 CEILING: Final = 0.75  # limit: share of default_process_limit that one client may hold, were it exempt from all else
+CLIENTS_KEPT: Final = 256  # limit: clients whose address is kept in the form that logs and lists have it in
 IPV6_PREFIX: Final = 84  # bits of an IPv6 address that make a client, Postfix's smtpd_client_ipv6_prefix_length
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::"})  # as clients are counted: ::1 in its network
@@ -70,10 +73,18 @@ class Anvil:
             tally = self._tallies[key] = Tally(now)
         else:
             self._tallies.move_to_end(key)
-            if now - tally.since >= self.unit:
-                tally.since = now
-                tally.connections = tally.messages = tally.recipients = 0
+            self._forget(tally, now)
         return tally
+
+    def current(self, tally: Tally) -> Tally:
+        """A tally that somebody keeps, who is here: so it is not given up. What it counted before this unit is."""
+        self._forget(tally, self._monotonic())
+        return tally
+
+    def _forget(self, tally: Tally, now: float) -> None:
+        if now - tally.since >= self.unit:
+            tally.since = now
+            tally.connections = tally.messages = tally.recipients = 0
 
     def asked(self, node: str) -> int:
         """Count that ETRN asks for a domain; how often somebody did in this unit, this time included."""
@@ -108,7 +119,7 @@ class Anvil:
 class Visit:
     """One session's account with the anvil."""
 
-    __slots__ = ("_anvil", "_exempt", "_key", "_left", "_settings")
+    __slots__ = ("_anvil", "_exempt", "_key", "_left", "_settings", "_tally")
 
     def __init__(self, anvil: Anvil, key: Key, settings: Settings, exempt: bool) -> None:
         self._anvil = anvil
@@ -116,9 +127,9 @@ class Visit:
         self._settings = settings
         self._exempt = exempt
         self._left = False
-        tally = anvil.tally(key)
-        tally.sessions += 1
-        tally.connections += 1
+        self._tally = anvil.tally(key)
+        self._tally.sessions += 1
+        self._tally.connections += 1
 
     def leave(self) -> None:
         """The session is over. Safe to call twice."""
@@ -129,12 +140,12 @@ class Visit:
     @property
     def others(self) -> int:
         """Sessions that this client has beside this one."""
-        return self._anvil.tally(self._key).sessions - 1
+        return self._tally.sessions - 1
 
     def at_connect(self, client: str) -> Reply | None:
         """The refusal of the session, if any. `client` is "name[address]"; the texts are Postfix's."""
         host, settings = self._settings.myhostname, self._settings
-        tally = self._anvil.tally(self._key)
+        tally = self._anvil.current(self._tally)
         if self._anvil.sessions > self._anvil.most + (RESERVED if tally.sessions == 1 else 0):
             return replies.too_busy(host)
         if tally.sessions > max(1, CEILING * self._anvil.most) and self._key[1] not in LOOPBACK:
@@ -149,7 +160,7 @@ class Visit:
 
     def at_mail(self, client: str) -> Reply | None:
         """Count a message; the refusal, if any."""
-        tally = self._anvil.tally(self._key)
+        tally = self._anvil.current(self._tally)
         tally.messages += 1
         if not self._exempt and 0 < self._settings.smtpd_client_message_rate_limit < tally.messages:
             return replies.too_much_mail(client)
@@ -157,7 +168,7 @@ class Visit:
 
     def at_recipient(self, client: str) -> Reply | None:
         """Count a recipient; the refusal, if any."""
-        tally = self._anvil.tally(self._key)
+        tally = self._anvil.current(self._tally)
         tally.recipients += 1
         if not self._exempt and 0 < self._settings.smtpd_client_recipient_rate_limit < tally.recipients:
             return replies.too_many_recipients_from(client)
@@ -178,3 +189,10 @@ def client_of(address: str) -> str:
     except ValueError:
         return address
     return str(IPv6Address(value >> (128 - IPV6_PREFIX) << (128 - IPV6_PREFIX)))
+
+
+@lru_cache(maxsize=CLIENTS_KEPT)
+def address_of(host: str) -> str:
+    """A client's address as logs and lists name it: an IPv4-mapped one is an IPv4 address."""
+    parsed = parse_address(host)
+    return str(parsed) if parsed is not None else host
