@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Packages that only these modules (or what is below them) may import.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "lmdb": ("edgemail.spool",),
-    "aiosmtpd": ("edgemail.relay.receive.session",),
+    "aiosmtpd": ("edgemail.relay.receive.connection",),
     "dns": ("edgemail.relay.send.resolve", "edgemail.relay.receive.policy"),
     "cryptography": ("edgemail.boot.bundle", "edgemail.boot.certs"),
     "psutil": ("edgemail.health.guard", "edgemail.boot.serve"),

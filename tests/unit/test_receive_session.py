@@ -18,6 +18,7 @@ import pytest
 
 from edgemail.envelope import Address, Body, Disposal, Envelope, Notify, Ret, Route
 from edgemail.errors import SpoolError, SpoolFull
+from edgemail.relay.receive import connection as connection_module
 from edgemail.relay.receive import session as session_module
 from edgemail.relay.receive.auth import set_password
 from edgemail.relay.receive.session import Reception
@@ -131,10 +132,11 @@ def test_several_transactions_and_a_reset() -> None:
 
 def test_what_was_pipelined_is_answered_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
-    real = asyncio.StreamWriter.write
+    transport: Any = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+    real = transport.write
 
-    def write(self: asyncio.StreamWriter, data: bytes) -> None:
-        if self.transport.get_extra_info("sockname")[1] == served[0]:
+    def write(self: Any, data: bytes) -> None:
+        if self.get_extra_info("sockname")[1] == served[0]:
             writes.append(data)
         real(self, data)
 
@@ -150,7 +152,7 @@ def test_what_was_pipelined_is_answered_in_one_write(monkeypatch: pytest.MonkeyP
             assert len(writes) == 1
             assert writes[0].count(b"\r\n") == 22
 
-    monkeypatch.setattr(asyncio.StreamWriter, "write", write)
+    monkeypatch.setattr(transport, "write", write)
     asyncio.run(scenario())
 
 
@@ -607,7 +609,7 @@ def test_back_pressure_stops_the_reading(monkeypatch: pytest.MonkeyPatch) -> Non
                 await asyncio.sleep(0.001)
             (session,) = box.server._sessions
             assert session.clerk.taken <= 64 * 1024
-            assert len(session._reader._buffer) <= 3 * session_module.READER_LIMIT
+            assert session._held_size <= 2 * connection_module.READ_AHEAD
             assert wire.writer.transport.get_write_buffer_size() > 10_000_000
             gate.set()
             wire.writer.transport.abort()
@@ -652,7 +654,7 @@ def test_the_time_is_for_progress_not_for_the_whole() -> None:
 
 
 def test_a_client_that_does_not_read_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with serving(smtpd_timeout=0.2, smtpd_junk_command_limit=10**9) as box:

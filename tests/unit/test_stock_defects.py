@@ -662,7 +662,7 @@ def test_none_of_the_stock_verbs_is_left() -> None:
             (session,) = box.server._sessions
             assert isinstance(session, Session)
             assert session._smtp_methods == session._auth_methods == session._handle_hooks == {}
-            assert session._timeout_handle.cancelled()
+            assert session._timeout_handle is None
 
     asyncio.run(scenario())
 

@@ -66,11 +66,14 @@ class Arrival:
         """It was received hopcount_limit times before (RFC 5321 6.3)."""
         return self._heading.hops >= self._limit
 
-    async def write(self, data: bytes) -> None:
-        """Take a piece of content; returns when there is room for the next. Raises SpoolError."""
+    def write(self, data: bytes) -> None:
+        """Take a piece of content. Raises SpoolError."""
         self.size += len(data)
         self._heading.feed(data)
         self._intake.write(data)
+
+    async def drain(self) -> None:
+        """Returns when there is room for the next piece. Raises SpoolError."""
         await self._intake.drain()
 
     def finish(self) -> None:
@@ -85,6 +88,7 @@ class Arrival:
                 id=self._intake.id,
                 sender=self._mail.sender,
                 recipients=self._recipients,
+                size=self._intake.size,
                 received_at=self._at,
                 origin=self._origin,
                 body=self._mail.body,

@@ -6,8 +6,9 @@ socket and no timeout: the session has those. Every refusal that somebody may as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.counters import Counter
 from edgemail.envelope import Disposal, Envelope, Origin, Recipient
@@ -36,6 +37,7 @@ from edgemail.relay.wire.events import (
     Rcpt,
     Reset,
     Vrfy,
+    verb_of,
 )
 from edgemail.reply import Reply
 
@@ -54,6 +56,7 @@ class Clerk:
 
     __slots__ = (
         "_arrival",
+        "_confused",
         "_exchange",
         "_mail",
         "_recipients",
@@ -69,6 +72,7 @@ class Clerk:
         "tls",
         "tried_auth",
         "turning",
+        "unsettled",
         "visit",
     )
 
@@ -84,12 +88,14 @@ class Clerk:
         self.committing = False
         self.tried_auth = False
         self.messages = 0  # taken in this session
+        self.unsettled = False  # `settle` is to be awaited
         self.turning: Turning | None = None  # what ATRN has agreed on, to be run behind its 250
         self._mail: Mail | None = None
         self._recipients: list[Recipient] = []
         self._taken: set[tuple[str, str]] = set()  # the recipients, to keep each once
         self._arrival: Arrival | None = None
         self._exchange: Exchange | None = None
+        self._confused = False  # an unexpected exception: what is in hand cannot be trusted
 
     @property
     def label(self) -> str:
@@ -101,46 +107,91 @@ class Clerk:
         """Octets of the message that is coming in; -1 when there is none."""
         return self._arrival.size if self._arrival is not None else -1
 
+    def at_once(self, event: Command | End) -> Reply | None:
+        """The reply to an event that is answered without waiting; None: that takes `answer`."""
+        answerer = _AT_ONCE.get(type(event))
+        if answerer is None:
+            return None
+        try:
+            reply = answerer(self, event)
+        except Exception:
+            self._mishap(event)
+            if self._arrival is not None:
+                self._confused = True
+                return None
+            reply = replies.LOCAL_ERROR
+        return reply if reply is None or reply.code < 400 else self._refused(event, reply)
+
     async def answer(self, event: Command | End) -> Reply:
         """The reply to an event, soft_bounce applied. An unexpected exception is our own trouble: 451."""
         try:
-            reply = await self._reply(event)
+            reply = replies.LOCAL_ERROR if self._confused else await self._reply(event)
         except Exception:
-            EXCEPTIONS.add()
-            self.service.log.exception("%s: %s", self.label, type(event).__name__)
-            await self.abandon()
+            self._mishap(event)
+            self._confused = True
             reply = replies.LOCAL_ERROR
-        if not reply.positive:
-            if self.service.settings.soft_bounce:
-                reply = reply.softened()
-            REFUSALS.add(str(reply.code), reply.enhanced)
-            self._log_refusal(event, reply)
+        if self._confused:
+            self._confused = False
+            await self.abandon()
+        return reply if reply.positive else self._refused(event, reply)
+
+    def _mishap(self, event: Command | End) -> None:
+        EXCEPTIONS.add()
+        self.service.log.exception("%s: %s", self.label, type(event).__name__)
+
+    def _refused(self, event: Command | End, reply: Reply) -> Reply:
+        if self.service.settings.soft_bounce:
+            reply = reply.softened()
+        REFUSALS.add(str(reply.code), reply.enhanced)
+        self._log_refusal(event, reply)
         return reply
 
-    async def content(self, data: bytes) -> None:
-        """A piece of the message; returns when the next may come."""
+    def take(self, data: bytes) -> None:
+        """A piece of the message. While `unsettled`, no more may come until `settle` returns, except the end."""
         arrival = self._arrival
         if arrival is None or arrival.failed:
             return
+        self.unsettled = True
         try:
-            await arrival.write(data)
-            failure = replies.TOO_MANY_HOPS if arrival.looping else None
-        except SpoolError as error:
-            self.service.log.warning("warning: %s: %s", arrival.queue_id, error)
-            failure = error.reply
-        except Exception:
-            EXCEPTIONS.add()
-            self.service.log.exception("%s: %s: content", arrival.queue_id, self.label)
-            failure = replies.LOCAL_ERROR
-        if failure is not None:
-            self.dialog.fail(failure)
+            arrival.write(data)
+            if arrival.looping:
+                self._fail(arrival, replies.TOO_MANY_HOPS)
+        except Exception as error:
+            self._content_failed(arrival, error)
+
+    async def settle(self) -> None:
+        """Wait until there is room for the next piece; or forget a message that failed."""
+        self.unsettled = False
+        arrival = self._arrival
+        if arrival is None:
+            return
+        if not arrival.failed:
+            try:
+                await arrival.drain()
+            except Exception as error:
+                self._content_failed(arrival, error)
+        if arrival.failed:
             await self._abort(arrival)
+
+    def _content_failed(self, arrival: Arrival, error: Exception) -> None:
+        if isinstance(error, SpoolError):
+            self.service.log.warning("warning: %s: %s", arrival.queue_id, error)
+            self._fail(arrival, error.reply)
+        else:
+            EXCEPTIONS.add()
+            self.service.log.error("%s: %s: content", arrival.queue_id, self.label, exc_info=error)
+            self._fail(arrival, replies.LOCAL_ERROR)
+
+    def _fail(self, arrival: Arrival, reply: Reply) -> None:
+        arrival.failed = True
+        self.dialog.fail(reply)
 
     async def abandon(self) -> None:
         """The message in hand, if any, will not be completed; nor what ATRN has agreed on, if it has not begun."""
         if self.turning is not None:
             self.turning.release()
         arrival, self._arrival = self._arrival, None
+        self.unsettled = False
         if arrival is not None:
             await self._abort(arrival)
 
@@ -152,20 +203,8 @@ class Clerk:
             self.service.log.exception("%s: abort", arrival.queue_id)
 
     async def _reply(self, event: Command | End) -> Reply:
-        if isinstance(event, Rcpt):  # the most frequent first
-            return self._rcpt(event)
-        if isinstance(event, Mail):
-            return self._mail_from(event)
-        if isinstance(event, Begin):
-            return self._begin()
         if isinstance(event, End):
             return await self._end(event)
-        if isinstance(event, Hello):
-            await self._reset()
-            return self.dialog.ehlo_reply()
-        if isinstance(event, Reset):
-            await self._reset()
-            return replies.OK
         if isinstance(event, Auth):
             from edgemail.relay.receive.auth import Exchange
 
@@ -173,15 +212,15 @@ class Clerk:
             return await self._login(event.initial)
         if isinstance(event, AuthResponse):
             return replies.AUTH_ABORTED if event.data is None else await self._login(event.data)
-        if isinstance(event, Vrfy):
-            return replies.verified(event.argument)
         if isinstance(event, Etrn):
             return await self._etrn(event)
         if isinstance(event, Atrn):
             return self._atrn(event)
-        if isinstance(event, Noop | Bad):
-            return event.reply
-        return replies.BYE if isinstance(event, Quit) else replies.NOT_IMPLEMENTED
+        if isinstance(event, Hello | Reset):  # with a message in hand
+            await self.abandon()
+        reply = _AT_ONCE[type(event)](self, event)
+        assert reply is not None
+        return reply
 
     # ---- the envelope
 
@@ -208,11 +247,17 @@ class Clerk:
             self._recipients.append(Recipient(event.recipient, event.notify, event.orcpt))
         return replies.RCPT_OK
 
-    async def _reset(self) -> None:
+    def _reset(self, event: Hello | Reset) -> Reply | None:
+        if self._arrival is not None:
+            return None
         self._mail = None
         self._recipients = []
         self._taken.clear()
-        await self.abandon()
+        return replies.OK if type(event) is Reset else self.dialog.ehlo_reply()
+
+    def _said(self, event: Noop | Bad) -> Reply:
+        """What the dialog knows to answer by itself."""
+        return event.reply
 
     def _origin(self, smtputf8: bool) -> Origin:
         dialog = self.dialog
@@ -229,7 +274,7 @@ class Clerk:
 
     # ---- the message
 
-    def _begin(self) -> Reply:
+    def _begin(self, event: Begin) -> Reply:
         assert self._mail is not None
         settings = self.service.settings
         try:
@@ -262,6 +307,7 @@ class Clerk:
         """What becomes of the message. The 250 is written by the future of the spool's commit and by nothing else."""
         arrival = self._arrival
         assert arrival is not None
+        self.unsettled = False  # the commit waits for what is not in the spool yet
         arrival.finish()
         fault = event.fault or (replies.TOO_MANY_HOPS if arrival.looping else None)
         if fault is None:
@@ -378,24 +424,14 @@ class Clerk:
         )
 
 
-_VERBS: Final = {
-    Mail: "MAIL",
-    Rcpt: "RCPT",
-    End: "END-OF-MESSAGE",
-    Reset: "RSET",
-    Noop: "NOOP",
-    Quit: "QUIT",
-    Auth: "AUTH",
-    AuthResponse: "AUTH",
-    Vrfy: "VRFY",
-    Bad: "UNKNOWN",
+_AT_ONCE: Final[dict[type, Callable[[Clerk, Any], Reply | None]]] = {
+    Rcpt: Clerk._rcpt,
+    Mail: Clerk._mail_from,
+    Begin: Clerk._begin,
+    Hello: Clerk._reset,
+    Reset: Clerk._reset,
+    Noop: Clerk._said,
+    Bad: Clerk._said,
+    Vrfy: lambda clerk, event: replies.verified(event.argument),
+    Quit: lambda clerk, event: replies.BYE,
 }
-
-
-def verb_of(event: Command | End) -> str:
-    """The command as Postfix's log names it."""
-    if isinstance(event, Hello):
-        return "EHLO" if event.extended else "HELO"
-    if isinstance(event, Begin):
-        return "BDAT" if event.chunking else "DATA"
-    return _VERBS.get(type(event), type(event).__name__.upper())

@@ -14,13 +14,13 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from edgemail.counters import Counter, Gauge
 from edgemail.errors import EdgemailError, SystemRefused
 from edgemail.patterns import parse_address
 from edgemail.relay.receive import interfaces, tls
-from edgemail.relay.receive.limits import Anvil
+from edgemail.relay.receive.limits import Anvil, address_of
 from edgemail.relay.receive.service import Service, place_of, services
 from edgemail.relay.receive.session import Reception, Session
 from edgemail.reply import Reply
@@ -28,6 +28,7 @@ from edgemail.settings import Configuration, Listener
 
 log = logging.getLogger("edgemail.smtpd")
 
+ACCEPTS: Final = 16  # limit: connections that are accepted before other work is looked at again
 BACKLOG: Final = 1024  # limit: connections that wait in the kernel to be accepted, per socket
 EXHAUSTED_SECONDS: Final = 1.0  # pause after accept(2) found no descriptor or memory; asyncio's own number
 COMPLAINT_SECONDS: Final = 60.0  # limit: one line of log in this time about refused connections
@@ -51,7 +52,8 @@ class Door:
 
     listener: Listener
     socket: socket.socket
-    task: asyncio.Task[None] | None = None
+    open: bool = False  # connections are taken from it
+    pause: asyncio.TimerHandle | None = None  # there was no descriptor or memory for one
 
 
 class Server:
@@ -106,7 +108,7 @@ class Server:
             # and a client's delayed acknowledgement (RFC 1122 4.2.3.2) make each second answer in a row 40 ms late.
             door.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             door.socket.listen(BACKLOG)
-            door.task = asyncio.create_task(self._accept(door))
+            self._open(door)
 
     @property
     def addresses(self) -> tuple[tuple[str, str, int], ...]:
@@ -116,7 +118,7 @@ class Server:
     @property
     def serving(self) -> bool:
         """Whether connections are accepted."""
-        return any(door.task is not None and not door.task.done() for door in self._doors)
+        return any(door.open for door in self._doors)
 
     @property
     def sessions(self) -> int:
@@ -142,10 +144,6 @@ class Server:
 
         Returns when every session has ended. Commits are waited for, however long they take.
         """
-        accepting = [door.task for door in self._doors if door.task is not None]
-        for task in accepting:
-            task.cancel()
-        await asyncio.gather(*accepting, return_exceptions=True)  # before the descriptor can be somebody else's
         self._close_doors()
         if self._relief is not None:
             self._relief.cancel()
@@ -170,6 +168,11 @@ class Server:
 
     def _close_doors(self) -> None:
         for door in self._doors:
+            if door.pause is not None:
+                door.pause.cancel()
+            if door.open:  # before the descriptor can be somebody else's
+                asyncio.get_running_loop().remove_reader(door.socket)
+                door.open = False
             door.socket.close()
         self._doors.clear()
 
@@ -178,33 +181,38 @@ class Server:
 
     # ---- accepting
 
-    async def _accept(self, door: Door) -> None:
-        """Until it is cancelled. What goes wrong with one connection, or with all of them for a while, does not end it.
+    def _open(self, door: Door) -> None:
+        door.open, door.pause = True, None
+        asyncio.get_running_loop().add_reader(door.socket, self._accept, door)
+
+    def _accept(self, door: Door) -> None:
+        """Somebody is at the door. What goes wrong with one connection, or with all for a while, does not shut it.
 
         asyncio's own servers, out of descriptors, try once for every place in the backlog and log each.
         """
-        loop = asyncio.get_running_loop()
-        while True:
+        for _ in range(ACCEPTS):
             try:
-                connection, peer = await loop.sock_accept(door.socket)
+                connection, peer = door.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._complain(f"accept: {error.strerror}; connections wait in the kernel")
-                    await asyncio.sleep(EXHAUSTED_SECONDS)
-                else:
-                    await asyncio.sleep(0)  # of this connection: it was gone before it was accepted
-                continue
+                if error.errno not in _EXHAUSTED:
+                    continue  # of this connection: it was gone before it was accepted
+                self._complain(f"accept: {error.strerror}; connections wait in the kernel")
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(door.socket)
+                door.pause = loop.call_later(EXHAUSTED_SECONDS, self._open, door)
+                return
             try:
-                await self._admit(door, connection, str(peer[0]))
+                self._admit(door, connection, peer)
             except OSError:
                 connection.close()
             except Exception:
                 connection.close()
                 log.exception("listener=%s", door.listener.name)
 
-    async def _admit(self, door: Door, connection: socket.socket, host: str) -> None:
-        parsed = parse_address(host)  # an IPv4-mapped address is an IPv4 address
-        address = str(parsed) if parsed is not None else host
+    def _admit(self, door: Door, connection: socket.socket, peer: tuple[Any, ...]) -> None:
+        address = address_of(str(peer[0]))
         service = self._services[place_of(door.listener)]
         CONNECTIONS.add(service.name)
         self._relieve()
@@ -215,21 +223,20 @@ class Server:
         if refusal is not None:
             visit.leave()
             self._turn_away(service, connection, address, refusal)
-            await asyncio.sleep(0)
             return
-        sessions: list[Session] = []
-
-        def begin() -> Session:
-            sessions.append(Session(self._reception, service, visit, address, self._gone))
-            self._sessions.add(sessions[0])
-            SESSIONS.set(len(self._sessions))
-            return sessions[0]
-
+        session: Session | None = None
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(begin, connection)
+            session = Session(self._reception, service, visit, address, self._gone)
+            self._sessions.add(session)
+            connection.setblocking(False)
+            # What create_server does with a connection; connect_accepted_socket would take a task, a future and three
+            # turns of the loop for it.
+            loop: Any = asyncio.get_running_loop()
+            loop._make_socket_transport(connection, session, extra={"peername": peer})
+            SESSIONS.set(len(self._sessions))
         except BaseException:
             visit.leave()
-            for session in sessions:
+            if session is not None:
                 self._gone(session)
             raise
 

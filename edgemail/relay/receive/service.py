@@ -15,7 +15,7 @@ from edgemail.clock import Clock
 from edgemail.patterns import parse_address
 from edgemail.relay.receive.policy import Policy
 from edgemail.relay.receive.tls import ServerTls, key_of
-from edgemail.relay.wire.extensions import CRAM_MD5, MECHANISMS
+from edgemail.relay.wire.extensions import CRAM_MD5, MECHANISMS, Extensions
 from edgemail.settings import Configuration, Listener
 
 if TYPE_CHECKING:
@@ -39,7 +39,19 @@ class Log(LoggerAdapter):
 class Service:
     """One listener, ready to serve."""
 
-    __slots__ = ("atrn", "etrn", "listener", "log", "mechanisms", "notify", "passwords", "policy", "settings", "tls")
+    __slots__ = (
+        "_offers",
+        "atrn",
+        "etrn",
+        "listener",
+        "log",
+        "mechanisms",
+        "notify",
+        "passwords",
+        "policy",
+        "settings",
+        "tls",
+    )
 
     def __init__(self, listener: Listener, policy: Policy, passwords: Passwords | None, tls: ServerTls | None) -> None:
         self.listener = listener
@@ -55,9 +67,19 @@ class Service:
         self.notify = frozenset(listener.settings.notify_classes) & TRANSCRIPT_CLASSES
         self.log = Log(logging.getLogger("edgemail.smtpd"), {"syslog_name": listener.settings.syslog_name})
 
+        self._offers: dict[tuple[bool, tuple[str, ...], bool, bool], Extensions] = {}
+
     @property
     def name(self) -> str:
         return self.listener.name
+
+    def offer(self, mechanisms: tuple[str, ...], *, tls: bool, etrn: bool, atrn: bool) -> Extensions:
+        """The extensions of a session: made once for each sort of session that there can be."""
+        key = tls, mechanisms, etrn, atrn
+        found = self._offers.get(key)
+        if found is None:
+            found = self._offers[key] = Extensions(self.settings, tls=tls, mechanisms=mechanisms, etrn=etrn, atrn=atrn)
+        return found
 
     def in_clear(self, address: str) -> tuple[str, ...]:
         """The mechanisms that this client may use without TLS, where it may log in without at all."""

@@ -1,22 +1,19 @@
-"""One SMTP session: the socket's life around the sans-IO dialog, on top of aiosmtpd's connection handling.
+"""One SMTP session: the sans-IO dialog driven over a connection.
 
-Owns reading and writing, every timeout, TLS, and the end of a connection. What a client may have is the clerk's.
-
-Of aiosmtpd's `SMTP` only the plumbing is used: the stream reader of a connection and the task that serves it. None of
-its verbs, replies, limits and timers is: `_handle_client` and the ends of a connection are overridden.
+Owns what is done with each event, when a session ends, and TLS. What a client may have is the clerk's, octets and
+waiting are the connection's. An event that can be answered without waiting is answered in the callback that brought its
+last octet; the others are for the session's task.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final
 
-from edgemail.relay.receive.clerk import COMMANDS, EXCEPTIONS, Clerk, verb_of
-from edgemail.relay.receive.later import imported_when_called
+from edgemail.relay.receive.clerk import COMMANDS, EXCEPTIONS, Clerk
+from edgemail.relay.receive.connection import CLOSE_SECONDS, WRITE_BUFFER, Connection, Overdue
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
 from edgemail.relay.receive.reception import Reception
@@ -26,34 +23,15 @@ from edgemail.relay.receive.tls import RECEIVE_SIZE
 from edgemail.relay.receive.transcript import Transcript
 from edgemail.relay.wire import replies
 from edgemail.relay.wire.dialog import Dialog
-from edgemail.relay.wire.events import Atrn, Begin, Command, Content, End, StartTls
+from edgemail.relay.wire.events import Atrn, Begin, Command, Content, End, StartTls, verb_of
 from edgemail.reply import Reply
 
-with imported_when_called():
-    from aiosmtpd.smtp import SMTP
-
-READER_LIMIT: Final = 32 * 1024  # limit: bytes read ahead of a session; the socket is paused at twice as much
-WRITE_BUFFER: Final = 16 * 1024  # limit: bytes of replies that wait for a client that does not read them
 PEERNAME_SECONDS: Final = 2.0  # limit: for the lookup of a client's name
-CLOSE_SECONDS: Final = 5.0  # limit: for a client to take our last words, TLS's included
-LINGER_SECONDS: Final = 2.0  # limit: for a client that still sends to stop, so that it can read why we hung up
 HEARD: Final = 4096  # limit: octets of content from which on a client counts as busy
-LINGER_BYTES: Final = 1024 * 1024  # limit: octets read and dropped meanwhile
-
-T = TypeVar("T")
 
 
-class _Dismissed(Exception):
-    """The session is to end with this reply, unasked."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-
-
-class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
-    """One connection. `ended` is called once, when its socket is closed."""
-
-    line_length_limit = READER_LIMIT  # what aiosmtpd makes the stream reader's limit
+class Session(Connection):
+    """One connection's session. `gone` is called once, when it is over."""
 
     def __init__(
         self,
@@ -61,7 +39,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         service: Service,
         visit: Visit,
         address: str,
-        ended: Callable[[Session], None],
+        gone: Callable[[Session], None],
         *,
         tls: str = "",
     ) -> None:
@@ -70,82 +48,53 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         `tls`: what there is to say of it on a connection that has it already.
         """
         settings = service.settings
-        super().__init__(None, hostname=settings.myhostname, loop=asyncio.get_running_loop())
-        for table in (self._smtp_methods, self._auth_methods, self._handle_hooks):
-            table.clear()  # the stock verbs; and they would tie the session into a cycle
-        self.dialog = Dialog(
-            settings,
-            tls=bool(tls),
-            mechanisms=service.in_clear(address),
-            etrn=service.etrn and reception.flush is not None,
-            atrn=service.atrn and reception.turn is not None,
-        )
+        super().__init__(settings.myhostname)
+        etrn = service.etrn and reception.flush is not None
+        atrn = service.atrn and reception.turn is not None
+        mechanisms = service.in_clear(address)
+        offer = service.offer(mechanisms, tls=bool(tls), etrn=etrn, atrn=atrn)
+        self.dialog = Dialog(settings, bool(tls), mechanisms, etrn=etrn, atrn=atrn, offer=offer)
         self.clerk = Clerk(reception, service, visit, self.dialog, Client(address))
         self.clerk.tls = tls
         self._settings = settings
-        self._ended = ended
-        self._waiting: asyncio.Timeout | None = None  # what an impatient server may cut short
-        self._over = asyncio.Event()  # nobody is waiting for an answer any more
+        self._gone = gone
+        self._event: Command | End | None = None  # one for the task,
+        self._reply: Reply | None = None  # and what it is to be answered after a pause, where that is known
+        self._choked = False  # the client does not take what it was answered
         self._retiring = False
-        self._said: Counter[str] = Counter()  # commands, for the last line of the log
+        self._said: dict[str, int] = {}  # commands, for the last line of the log
         self._last = "CONNECT"
         self._transcript = Transcript() if service.notify else None
         self._heard_at = self.loop.time()  # when the client last said something whole
         self._waited = 0.0  # seconds that we have waited for what the client is sending now
         self._came = 0  # octets of it
 
-    def __dir__(self) -> Iterable[str]:
-        """Nothing until it is made: the stock class looks all names through for verbs, a tenth of a session's cost."""
-        return super().__dir__() if "dialog" in self.__dict__ else ()
-
-    # ---- the connection, as asyncio tells it
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._client_connected_cb = None  # done, and a cycle: ended sessions would wait for the collector
-        self._timeout_handle.cancel()  # it would end the session without a word
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)  # type: ignore[attr-defined]
         if self._settings.smtpd_tls_wrappermode:
             transport.pause_reading()  # type: ignore[attr-defined]  # the handshake is not for our reader
-
-    def eof_received(self) -> bool:
-        """The client has said all it will say; what it said is still answered, and a commit goes on."""
-        self._reader.feed_eof()
-        return not self.dialog.tls  # True keeps our half open; TLS has no halves
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """As eof_received: the session finds out by itself. (The stock class cancels it, in mid-commit if need be.)"""
-        asyncio.StreamReaderProtocol.connection_lost(self, error)
-        self.transport = None
-        self._over.set()
 
     def retire(self, *, now: bool = False) -> None:
         """End with 421 when the transaction in hand is done; `now`: at the next pause whatever is in hand."""
         self._retiring = True
         if now:
-            self._over.set()
-        if self._waiting is not None and (now or not self._busy) and not self._waiting.expired():
-            self._waiting.reschedule(self.loop.time())
+            self._hurry()
+        if now or not self._busy:
+            self._interrupt(Overdue())
 
     @property
     def stalled(self) -> float:
         """Seconds since the client last said something whole; 0.0 while it waits for us."""
-        return self.loop.time() - self._heard_at if self._waiting is not None else 0.0
+        return self.loop.time() - self._heard_at if self._awaiting else 0.0
 
     def give_up(self) -> None:
         """The client's time is up, as if smtpd_timeout had passed: somebody else needs the room."""
-        if self._waiting is not None and not self._waiting.expired():
-            self._waiting.reschedule(self.loop.time())
+        self._interrupt(Overdue())
 
     @property
     def committing(self) -> bool:
         """A message is being made durable: this session must not be cut off."""
         return self.clerk.committing
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._handler_coroutine
-        return task
 
     @property
     def _busy(self) -> bool:
@@ -169,16 +118,14 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         finally:
             try:
                 await clerk.abandon()
-                await self._close()
+                await self._close(orderly=self._last in ("CONNECT", "QUIT", "STARTTLS"))
             finally:
-                if self.transport is not None:
-                    self.transport.abort()
                 counts = "".join(f" {verb.lower()}={count}" for verb, count in self._said.items())
-                log.info("disconnect from %s%s commands=%d", clerk.label, counts, self._said.total())
+                log.info("disconnect from %s%s commands=%d", clerk.label, counts, sum(self._said.values()))
                 self._complain()
                 clerk.visit.leave()
-                self._ended(self)
-                del self._writer  # the other cycle
+                self._gone(self)
+                self._let_go()
 
     async def _serve(self) -> None:
         clerk, settings = self.clerk, self._settings
@@ -193,46 +140,86 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
             self._transcript.said(greeting)
         try:
             await self._converse()
-        except _Dismissed as dismissed:
-            self._say(dismissed.reply)
+        except Overdue:
+            self._say(self._dismissal())
         except OSError as error:  # the connection; TLS errors among them
             clerk.service.log.info("lost connection after %s from %s: %s", self._after, clerk.label, error)
 
     async def _converse(self) -> None:
-        """Drive the dialog until one side has had enough. All that one read brings is answered by one write."""
-        dialog, clerk = self.dialog, self.clerk
+        """What takes waiting for, until one side has had enough."""
+        clerk = self.clerk
+        listening = self._advance()
         while True:
-            event = dialog.next_event()
-            if event is None:
+            if listening:
+                await self._listen()
+            if self._event is not None:
+                await self._attend(self._event, self._reply)
+            elif clerk.unsettled:
+                await clerk.settle()
+            if self._choked:
                 await self._flush()
-                if dialog.closed:
-                    break
-                dialog.receive_data(await self._read())
-            elif isinstance(event, Content):
-                await clerk.content(event.data)
-            else:
-                await self._answer(event)
-        if self._last != "QUIT" and self._reader.at_eof():
+            if self.dialog.closed:
+                await self._flush()
+                break
+            listening = self._advance()
+        if self._last != "QUIT" and self._at_end:
             clerk.service.log.info("lost connection after %s from %s", self._after, clerk.label)
 
-    async def _answer(self, event: Command | End) -> None:
-        dialog, settings = self.dialog, self._settings
+    def _heard(self, data: bytes) -> bool:
+        now = self.loop.time()
+        self._waited += now - self._since
+        self._came += len(data)
+        self.dialog.receive_data(data)
+        return self._advance()
+
+    def _advance(self) -> bool:
+        """Answer what can be answered at once; all that one read brings by one write. False: the task is needed."""
+        dialog, clerk = self.dialog, self.clerk
+        while (event := dialog.next_event()) is not None:
+            if isinstance(event, Content):
+                clerk.take(event.data)
+            elif not self._respond(event):
+                return False
+        self._choked = not self._write(dialog.data_to_send())
+        return not (dialog.closed or clerk.unsettled or self._choked)
+
+    def _respond(self, event: Command | End) -> bool:
+        """Answer an event, if that takes no waiting; else it is left to the task."""
         self._heard_at = self.loop.time()
-        self._last = verb_of(event)
-        if not isinstance(event, End):
-            self._said[self._last] += 1
-            COMMANDS.add(self._last)
+        self._last = verb = verb_of(event)
+        if type(event) is not End:
+            self._said[verb] = self._said.get(verb, 0) + 1
+            COMMANDS.add(verb)
         if self._transcript is not None:
-            self._transcript.heard(event, dialog.said, tried_auth=self.clerk.tried_auth)
+            self._transcript.heard(event, self.dialog.said, tried_auth=self.clerk.tried_auth)
+        reply = None
+        if type(event) is not Begin or self.clerk.reception.flow() <= 0:
+            reply = self.clerk.at_once(event)
+        if reply is None or self._errs(self.dialog.error_number(reply)):
+            self._event, self._reply = event, reply
+            return False
+        self._give(reply)
+        return True
+
+    def _errs(self, number: int) -> bool:
+        """This many errors take a pause, or the end."""
+        settings = self._settings
+        return number > 0 and (number > settings.smtpd_soft_error_limit or number >= settings.smtpd_hard_error_limit)
+
+    async def _attend(self, event: Command | End, reply: Reply | None) -> None:
+        """Answer an event that takes waiting: for the spool, a password, the client's own good."""
+        dialog, settings = self.dialog, self._settings
         if isinstance(event, StartTls):
             await self._starttls()
+            self._event = None
             return
-        if isinstance(event, Begin):
-            await self._pause(self.clerk.reception.flow())
-        elif isinstance(event, End):
-            await self._flush()  # the commit may take its time
-        early = isinstance(event, Atrn) and (dialog.unread or self._reader._buffer)
-        reply = replies.ATRN_PIPELINED if early else await self.clerk.answer(event)
+        if reply is None:
+            if isinstance(event, Begin):
+                await self._pause(self.clerk.reception.flow())
+            elif isinstance(event, End):
+                await self._flush()  # the commit may take its time
+            early = isinstance(event, Atrn) and (dialog.unread or self._held)
+            reply = replies.ATRN_PIPELINED if early else await self.clerk.answer(event)
         number = dialog.error_number(reply)
         if number >= settings.smtpd_hard_error_limit:
             self.clerk.service.log.info("too many errors after %s from %s", self._last, self.clerk.label)
@@ -241,6 +228,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         elif number > settings.smtpd_soft_error_limit or reply.code == replies.AUTH_REFUSED.code:
             await self._pause(settings.smtpd_error_sleep_time)
         self._give(reply)
+        self._event = self._reply = None
         if self.clerk.turning is not None:
             await self._flush()
             dialog.closed, transport, self.transport = True, self.transport, None
@@ -252,72 +240,52 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         if self._transcript is not None and not (reply.code == 354 and self._last == "BDAT"):
             self._transcript.said(reply)
 
-    # ---- reading and writing
-
-    async def _read(self) -> bytes:
-        """The next bytes, b"" at the end of input. Raises _Dismissed when the client's or the server's time is up."""
-        if self._retiring and (self._over.is_set() or not self._busy):
-            raise _Dismissed(replies.shutting_down(self._settings.myhostname))
-        began = self.loop.time()
-        data: bytes = await self._within(self._left(), self._reader.read(RECEIVE_SIZE))
-        self._waited += self.loop.time() - began
-        self._came += len(data)
-        return data
-
     def _left(self) -> float:
         """Seconds for the next bytes to come: a command line has smtpd_timeout, content a rate that it must keep.
 
         What counts is the time in which we waited for the client, not that in which it waited for us.
         """
         settings, dialog = self._settings, self.dialog
+        if self._retiring and (self._over or not self._busy):
+            return 0.0
         if not dialog.in_content:
             if not dialog.unread:
                 self._waited, self._came = 0.0, 0
-            return max(0.0, settings.smtpd_timeout - self._waited)
+            return settings.smtpd_timeout - self._waited
         if not settings.smtpd_min_data_rate:
             return settings.smtpd_timeout
         if self._came >= HEARD:
             self._heard_at = self.loop.time()
         earned = settings.smtpd_timeout + self._came / settings.smtpd_min_data_rate
-        return max(0.0, min(settings.smtpd_timeout, earned - self._waited))
+        return min(settings.smtpd_timeout, earned - self._waited)
 
     async def _flush(self) -> None:
         """Write what the dialog has to say; wait while the client does not take it."""
-        data = self.dialog.data_to_send()
-        if data and self.transport is not None:
-            self._writer.write(data)
-            if self.transport.get_write_buffer_size() > WRITE_BUFFER:
-                await self._within(self._settings.smtpd_timeout, self._writer.drain())
-
-    async def _within(self, seconds: float, step: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(seconds) as self._waiting:
-                return await step
-        except TimeoutError:
-            host = self._settings.myhostname
-            if self._retiring:
-                raise _Dismissed(replies.shutting_down(host)) from None
-            self.clerk.service.log.info("timeout after %s from %s", self._after, self.clerk.label)
-            self.clerk.blame.add("protocol")
-            raise _Dismissed(replies.timed_out(host)) from None
-        finally:
-            self._waiting = None
+        self._choked = False
+        if not self._write(self.dialog.data_to_send()):
+            await self._drained(self._settings.smtpd_timeout)
 
     async def _pause(self, seconds: float) -> None:
-        """Keep the client waiting, what was answered already left to it; no longer than anybody is there to wait."""
+        """Keep the client waiting, what was answered already left to it."""
         if seconds > 0:
             await self._flush()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._over.wait()
+            await self._rest(seconds)
+
+    def _dismissal(self) -> Reply:
+        """Why it ends, unasked."""
+        host = self._settings.myhostname
+        if self._retiring:
+            return replies.shutting_down(host)
+        self.clerk.service.log.info("timeout after %s from %s", self._after, self.clerk.label)
+        self.clerk.blame.add("protocol")
+        return replies.timed_out(host)
 
     def _say(self, reply: Reply) -> None:
         """A reply to no command: 421."""
         if self._transcript is not None:
             self._transcript.said(reply)
         self._last = "421"
-        if self.transport is not None:
-            self._writer.write(self.dialog.data_to_send() + reply.encode())
+        self._write(self.dialog.data_to_send() + reply.encode())
 
     @property
     def _after(self) -> str:
@@ -342,7 +310,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         if context is None:
             self._give(replies.TLS_UNAVAILABLE)
             return
-        if dialog.unread or self._reader._buffer:
+        if dialog.unread or self._held:
             # Commands from before the handshake would count as said under TLS (CVE-2011-0411).
             service.log.warning("warning: %s: commands behind STARTTLS in clear", self.clerk.label)
             self.clerk.blame.add("protocol")
@@ -351,7 +319,7 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         self._give(replies.READY_FOR_TLS)
         await self._flush()
         self._last = "STARTTLS"
-        if dialog.unread or self._reader._buffer or not await self._handshake(context):
+        if dialog.unread or self._held or not await self._handshake(context):
             dialog.closed = True
 
     async def _handshake(self, context: ssl.SSLContext) -> bool:
@@ -392,33 +360,6 @@ class Session(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         return True
 
     # ---- the end
-
-    async def _close(self) -> None:
-        """Hang up, so that the client can read our last words; and without waiting long for one that does not."""
-        transport = self.transport
-        if transport is None:
-            return
-        try:
-            if (
-                self._last not in ("CONNECT", "QUIT", "STARTTLS")
-                and not self._reader.at_eof()
-                and transport.can_write_eof()
-            ):
-                transport.write_eof()
-                await self._linger()
-            transport.close()
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._writer.wait_closed()
-        except (OSError, TimeoutError):  # the finally of the session aborts
-            pass
-
-    async def _linger(self) -> None:
-        """Drop what still comes: a socket closed with unread input resets the connection, and our 421 with it."""
-        dropped = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while dropped < LINGER_BYTES and (data := await self._reader.read(RECEIVE_SIZE)):
-                    dropped += len(data)
 
     def _complain(self) -> None:
         """Tell the postmaster, where notify_classes ask for it."""

@@ -65,7 +65,7 @@ from edgemail.settings import Settings
 RECIPIENT_OVERSHOOT: Final = 1000  # limit: RCPTs of a message refused as too many before they count as errors, Postfix
 
 _AGAIN: Final = Content(b"")  # said by a reader that has done its part: ask the reader in charge now
-_JUNK: Final = (Noop, Reset, Vrfy, Etrn)
+_JUNK: Final = frozenset((Noop, Reset, Vrfy, Etrn))
 _TLS_HANDSHAKE: Final = b"\x16"  # the first octet of a TLS client's, RFC 8446 5.1
 
 
@@ -111,7 +111,9 @@ class Dialog:
         *,
         etrn: bool = False,
         atrn: bool = False,
+        offer: Extensions | None = None,
     ) -> None:
+        """`offer`: what these arguments come to, where that is known already."""
         self.settings = settings
         self.tls = tls
         self.hello = ""
@@ -124,7 +126,7 @@ class Dialog:
         self.closed = False
         self._etrn = etrn
         self._atrn = atrn
-        self._offer = Extensions(settings, tls=tls, mechanisms=mechanisms, etrn=etrn, atrn=atrn)
+        self._offer = offer or Extensions(settings, tls=tls, mechanisms=mechanisms, etrn=etrn, atrn=atrn)
         self._noops = frozenset(word.upper() for word in settings.smtpd_noop_commands)
         self._lines = Lines(settings.line_length_limit, legacy=settings.smtpd_legacy_line_ends)
         self._out: list[bytes] = []
@@ -159,6 +161,9 @@ class Dialog:
             raise RuntimeError(f"{type(self._asked).__name__} has not been answered")
         if self.closed or not self._greeted:
             return None
+        if self._reader is Dialog._command and not len(self._lines):  # most often
+            self.closed = self._ended
+            return None
         event = self._reader(self)
         while event is _AGAIN:
             event = self._reader(self)
@@ -166,7 +171,7 @@ class Dialog:
             self.closed = self._ended
         elif not isinstance(event, Content):
             self._asked = event
-            if isinstance(event, _JUNK):
+            if type(event) in _JUNK:
                 self.junk += 1
         return event
 
@@ -184,9 +189,9 @@ class Dialog:
             self._lines.clear()
 
     def error_number(self, reply: Reply) -> int:
-        if isinstance(self._asked, _JUNK) and self.junk > self.settings.smtpd_junk_command_limit:
+        if self.junk > self.settings.smtpd_junk_command_limit and type(self._asked) in _JUNK:
             return self.errors + 1
-        if reply.positive or (self._overshoot <= RECIPIENT_OVERSHOOT and reply == replies.TOO_MANY_RECIPIENTS):
+        if reply.code < 400 or (self._overshoot <= RECIPIENT_OVERSHOOT and reply == replies.TOO_MANY_RECIPIENTS):
             return 0
         return self.errors + 1
 
@@ -393,25 +398,26 @@ class Dialog:
     # What an answer changes
 
     def _settle(self, event: Command | End, reply: Reply) -> None:
-        if isinstance(event, Mail):
+        if type(event) is Mail:
             if reply.positive:
                 self._state = State.SENDER
                 self._utf8 = event.smtputf8
-        elif isinstance(event, Rcpt):
+        elif type(event) is Rcpt:
             if reply.positive:
                 self._state = State.RECIPIENT
                 self.recipients += 1
-        elif isinstance(event, Begin):
+        elif type(event) is Begin:
             self._begin(event, reply)
-        elif isinstance(event, End):
+        elif type(event) is End:
             self._end_transaction()
             if reply.positive:
                 self.junk = 0
+        elif type(event) is Hello:
+            if reply.positive:
+                self.hello, self.extended = event.name, event.extended
+                self._end_transaction()
         elif isinstance(event, Auth | AuthResponse):
             self._reader = Dialog._exchange if reply.code == 334 else Dialog._command
-        elif isinstance(event, Hello) and reply.positive:
-            self.hello, self.extended = event.name, event.extended
-            self._end_transaction()
         elif isinstance(event, StartTls | Atrn) and reply.positive:
             self._reader = Dialog._handshake
 

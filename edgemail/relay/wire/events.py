@@ -6,6 +6,7 @@ Kept apart from the state machine so that receive names events without knowing h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from edgemail.envelope import Address, Body, Notify, Ret
 from edgemail.reply import Reply
@@ -137,3 +138,29 @@ class Bad:
 
 Command = Hello | Mail | Rcpt | Begin | StartTls | Auth | AuthResponse | Vrfy | Etrn | Atrn | Reset | Noop | Quit | Bad
 Event = Command | Content | End
+
+
+_VERBS: Final = {
+    Mail: "MAIL",
+    Rcpt: "RCPT",
+    End: "END-OF-MESSAGE",
+    Reset: "RSET",
+    Noop: "NOOP",
+    Quit: "QUIT",
+    Auth: "AUTH",
+    AuthResponse: "AUTH",
+    Vrfy: "VRFY",
+    Bad: "UNKNOWN",
+}
+
+
+def verb_of(event: Command | End) -> str:
+    """The command as Postfix's log names it."""
+    verb = _VERBS.get(type(event))
+    if verb is not None:
+        return verb
+    if isinstance(event, Hello):
+        return "EHLO" if event.extended else "HELO"
+    if isinstance(event, Begin):
+        return "BDAT" if event.chunking else "DATA"
+    return type(event).__name__.upper()

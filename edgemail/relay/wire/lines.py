@@ -34,7 +34,7 @@ class Lines:
         return len(self._data) - self._at
 
     def feed(self, data: bytes) -> None:
-        self._data = self._data[self._at :] + data if len(self) else data
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
 
     def clear(self) -> None:
