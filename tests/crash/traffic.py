@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import threading
@@ -20,7 +21,7 @@ _QUEUED = re.compile(r"250 2\.0\.0 Ok: queued as ([0-9A-F]{8,11})")
 
 @dataclass
 class Told:
-    """What clients know: bodies by their number, and the ids that were acknowledged."""
+    """What clients know: summaries of bodies by their number, and the ids that were acknowledged."""
 
     sent: dict[int, bytes] = field(default_factory=dict)
     acknowledged: dict[str, int] = field(default_factory=dict)
@@ -32,8 +33,9 @@ class Told:
         with self._lock:
             number = len(self.sent)
             text = b"Message-ID: <%d@example.com>\r\n\r\n" % number
-            self.sent[number] = text + b"%070d\r\n" % chance.randrange(10**60) * (size // 72)
-            return number, self.sent[number]
+            body = text + b"%070d\r\n" % chance.randrange(10**60) * (size // 72)
+            self.sent[number] = summary(body)
+            return number, body
 
     def send(self, client: Client, chance: random.Random, size: int) -> str:
         """One message in one transaction; the reply to its end, "" when the server died before."""
@@ -56,7 +58,7 @@ class Told:
 
 
 class Timed(list[Received]):
-    """What a sink took, and when."""
+    """Summaries of what a sink took, and when: hundreds of rounds would not fit into memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +66,12 @@ class Timed(list[Received]):
 
     def append(self, one: Received) -> None:
         self.at.append(time.monotonic())
-        super().append(one)
+        super().append(Received(one.mail, one.rcpt, summary(after_trace(one.content))))
+
+
+def summary(body: bytes) -> bytes:
+    """Number and digest of a body without its trace."""
+    return b"Message-ID: <%d@example.com> %s" % (number_of(body), hashlib.sha256(body).digest())
 
 
 def number_of(content: bytes) -> int:
@@ -90,7 +97,7 @@ def queued(spool: Path, told: Told) -> set[tuple[int, str]]:
             content = b"".join(reader.body(envelope.id))
             assert len(content) == envelope.size
             number = number_of(content)
-            assert after_trace(content) == told.sent[number], f"{envelope.queue_id} is not what was sent"
+            assert summary(after_trace(content)) == told.sent[number], f"{envelope.queue_id} is not what was sent"
             assert told.acknowledged.get(envelope.queue_id, number) == number, f"{envelope.queue_id} is two messages"
             found |= {(number, str(recipient.address)) for recipient in envelope.recipients}
         assert not reader.skipped
@@ -105,4 +112,5 @@ def check(spool: Path, smarthost: Sink, told: Told) -> None:
     wanted = {(number, name) for number in told.acknowledged.values() for name in RECIPIENTS}
     assert not wanted - there, f"acknowledged and lost: {sorted(wanted - there)}"
     for one in list(smarthost.received):
-        assert after_trace(one.content) == told.sent[number_of(one.content)]
+        found = one.content if isinstance(smarthost.received, Timed) else summary(after_trace(one.content))
+        assert found == told.sent[number_of(found)]
