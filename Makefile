@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 EDITABLE := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check crash fmt bench image relock clean
+.PHONY: help install run test check crash fuzz fmt bench image relock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -34,6 +34,9 @@ check: $(VENV)/.tests ## formatting, linters, types and unit tests: a minute or 
 
 crash: $(VENV)/.tests ## cut the power in ten thousand ways, kill the process, let the medium fail; look at what is left (an hour)
 	@EDGEMAIL_CRASH_STATES=10000 EDGEMAIL_KILL_ROUNDS=500 EDGEMAIL_FAIL_ALL=1 $(BIN)/python -m pytest tests/crash -s $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing, ten minutes for each target; SECONDS=60 TARGETS="dialog http" for less
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(TARGETS)
 
 fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ anew
 	@$(BIN)/ruff check -q --fix-only
@@ -66,4 +69,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(EDITABLE) -e '.[test]'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.tests
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(EDITABLE) -e '.[fuzz]' || \
+	    { echo "atheris has wheels for CPython 3.11 to 3.13 on x86-64 Linux; elsewhere it is built from source and wants" \
+	      "clang with libFuzzer (apt install clang): make CLANG_BIN=/usr/bin/clang fuzz" >&2; exit 1; }
 	@touch $@

@@ -177,6 +177,8 @@ def _mailbox(text: str, refusal: Reply, strict: bool, reverse: bool) -> Address:
 def is_domain(text: str, *, strict: bool = False) -> bool:
     """Whether a domain name may be written so; U-labels count by their A-labels. No look at the DNS."""
     if not text.isascii():
+        if text.endswith("."):  # as of any other: a caller who takes a final dot has taken it off
+            return False
         try:
             text = ascii_domain(text)
         except ValueError:

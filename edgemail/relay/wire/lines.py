@@ -43,7 +43,10 @@ class Lines:
         self._dropping = False
 
     def begins_with(self, octet: bytes) -> bool:
-        return not self._dropping and self._data.startswith(octet, self._at)
+        """Of the next line; the rest of a refused one is passed over first, however it came."""
+        if self._dropping and not self._drop():
+            return False
+        return self._data.startswith(octet, self._at)
 
     def line(self, *, auth: bool = False) -> bytes | Reply | None:
         """The next line without its end, or what is to be answered to it; None: it is not there yet.
