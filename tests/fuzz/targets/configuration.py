@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from edgemail.boot import config
+from edgemail.boot import config, reading
 from edgemail.envelope import Address
 from edgemail.errors import ConfigurationError, TableError
 from edgemail.relay.receive.policy import Client, Policy
@@ -86,7 +86,7 @@ def judge(data: bytes) -> None:
     except ConfigurationError as error:
         assert error.problems
         assert all(problem.message for problem in error.problems)
-        config.report("edgemail.toml", error.problems).encode()
+        reading.report("edgemail.toml", error.problems).encode()
         return
     for listener in found.listeners:
         try:

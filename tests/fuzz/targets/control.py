@@ -125,7 +125,7 @@ async def _scenario(data: bytes, uid: int) -> None:
     intake.write(b"Received: x\r\n\r\n")
     recipients = (Recipient(Address("b", "example.org")),)
     kept = await intake.commit(Envelope(intake.id, Address("a", "example.com"), recipients, received_at=clock.wall()))
-    server = ControlServer(Path("/nowhere/control"), desk.verbs())
+    server = ControlServer(Path("/nowhere/control"), desk.verbs)
     answer, _ = await exchange(server._connected, data, MAX_REQUEST, socket=Credentials(uid))
     said = lines(answer)
     assert not said or (isinstance(said[-1], dict) and said[-1].get("done")), said
