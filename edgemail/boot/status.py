@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgemail import __version__
 from edgemail.boot import components
+from edgemail.boot.credentials import CredentialFiles, logins
 from edgemail.boot.gauges import Gauges
 from edgemail.boot.probing import Prober
 from edgemail.boot.survey import Survey, by_cause
@@ -26,6 +27,7 @@ from edgemail.health.page import Sources, pages
 from edgemail.reply import Reply
 
 if TYPE_CHECKING:
+    from edgemail.boot.ownname import OwnName
     from edgemail.boot.serve import Relay
     from edgemail.envelope import Envelope, Recipient
 
@@ -54,7 +56,9 @@ class Status:
         self._tasks: list[asyncio.Task[None]] = []
         self._measured = clock.monotonic()
         self._wanted = clock.monotonic()
+        self._own_name: OwnName | None = None  # once mail has gone by MX
         certificates = components.Certificates(clock)
+        files = CredentialFiles(clock)
         for probe in (
             lambda: components.listeners(relay, lambda: self.prober.failing),
             lambda: components.spool(relay, self.survey),
@@ -64,6 +68,9 @@ class Status:
             lambda: components.links(relay.links.snapshot()),
             lambda: components.clock(clock),
             lambda: certificates.conditions(relay.configuration),
+            lambda: files.conditions(relay.configuration),
+            lambda: logins(relay.credentials.verdicts, clock.monotonic()),
+            lambda: self._own_name.conditions() if self._own_name else {},
         ):
             self.board.add(probe)
 
@@ -124,8 +131,10 @@ class Status:
         """While somebody wants to know. A task of its own: a long queue takes longer than a measurement may wait."""
         while True:
             try:
-                if self._relay.clock.monotonic() - self._wanted < WANTED_SECONDS and self.survey.due:
-                    await self.survey.take()
+                if self._relay.clock.monotonic() - self._wanted < WANTED_SECONDS:
+                    if self.survey.due:
+                        await self.survey.take()
+                    await self._look_at_own_name()
             except Exception:
                 log.exception("the survey of the queue failed")
             await asyncio.sleep(MEASURE_SECONDS)
@@ -226,6 +235,15 @@ class Status:
     def _refresh(self) -> None:
         self._wanted = self._relay.clock.monotonic()
         self.gauges.refresh()
+
+    async def _look_at_own_name(self) -> None:
+        """Where mail goes to where its recipients' domains lead: whether the world knows us there."""
+        if self._own_name is None and any(not each.configured for each in self._relay.scheduler.sites()):
+            from edgemail.boot.ownname import OwnName
+
+            self._own_name = OwnName(self._relay.clock, self._relay.outbound.resolver.peername)
+        if self._own_name is not None and self._own_name.due:
+            await self._own_name.look()
 
     def _site(self, envelope: Envelope, recipient: Recipient) -> str:
         """Where a recipient's mail goes now, as the queue is grouped; "" where no route can be told."""

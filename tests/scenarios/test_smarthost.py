@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 import socket
 import time
@@ -254,6 +255,11 @@ minimal_backoff_time = "1h"
         found.send()
         found.wait_deferred(12)
         assert verbs(server).count("AUTH") == before
+        said = json.loads(found.run("edgemail", "status", "--json").stdout)["components"]
+        login = said["credential.[lock.isp.example]"]
+        assert login["reason"] == "login-refused" and login["user"] == "kyle" and "535 5.7.8" in login["message"]
+        (file,) = (each for name, each in said.items() if name.startswith("credential.") and "mode" in each)
+        assert file["mode"] == "0600" and SECRET not in json.dumps(said)
 
 
 # TLS

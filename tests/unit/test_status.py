@@ -92,6 +92,7 @@ class FakeRelay:
         self.scheduler = SimpleNamespace(active=lambda id: False, sites=lambda: ())
         self.links = SimpleNamespace(snapshot=lambda: ())
         self.server = SimpleNamespace(addresses=())
+        self.credentials = SimpleNamespace(verdicts={})
         self.status = Status(self)  # type: ignore[arg-type]
         self.status.prober.verdict = ""
 

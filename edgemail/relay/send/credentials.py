@@ -1,14 +1,18 @@
 """Who we are at a next hop: smtp_sasl_password_maps. Owns the lookup and the care taken of its files.
 
-A password leaves this module only inside a `Login`, whose repr does not show it; no message here quotes a value.
+A password leaves this module only inside a `Login`, whose repr does not show it; no message here quotes a value. What
+servers made of the logins is kept here too, for the status.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from edgemail.errors import TableError
 from edgemail.relay.send.hop import Hop, parse_hop
@@ -19,22 +23,41 @@ from edgemail.watched import Monotonic
 log = logging.getLogger("edgemail.smtp")
 
 
+MAX_VERDICTS: Final = 50  # limit: next hops of which it is remembered what became of the last login
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a next hop said of the last login. `refusal` "": it was taken. `at`: monotonic."""
+
+    user: str
+    refusal: str
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user and a password for one next hop."""
+    """A user and a password for one next hop; `record` is told what became of them."""
 
     user: str
     password: str = field(repr=False)
+    record: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+
+    def heard(self, refusal: str) -> None:
+        """What the server made of it; "" when it took it."""
+        if self.record is not None:
+            self.record(refusal)
 
 
 class Credentials:
     """The logins of a configuration; the files are read again when they change."""
 
-    __slots__ = ("_base", "_monotonic", "_said", "_tables")
+    __slots__ = ("_base", "_monotonic", "_said", "_tables", "verdicts")
 
     def __init__(self, configuration: Configuration, *, monotonic: Monotonic = time.monotonic) -> None:
         """Raises TableError where a table cannot be read."""
         self._monotonic = monotonic
+        self.verdicts: dict[str, Verdict] = {}  # next hop -> of its last login, the latest last
         self.reload(configuration)
 
     def reload(self, configuration: Configuration) -> None:
@@ -44,6 +67,7 @@ class Credentials:
         self._tables = {maps: Tables.open(maps, base, monotonic=self._monotonic) for maps in every}
         self._base = base
         self._said: set[str] = set()
+        self.verdicts.clear()  # of hops that may be gone, and of passwords that may be others
         for maps in every:
             for problem in exposed(maps, base):
                 log.warning("warning: %s", problem)
@@ -63,12 +87,18 @@ class Credentials:
                 continue
             user, colon, password = value.partition(":")
             if colon and user:
-                return Login(user, password)
+                return Login(user, password, partial(self._heard, hop or host, user))
             if key not in self._said:
                 self._said.add(key)
                 log.warning("warning: smtp_sasl_password_maps: the entry for %s is not user:password", key)
             return None
         return None
+
+    def _heard(self, hop: str, user: str, refusal: str) -> None:
+        self.verdicts.pop(hop, None)
+        self.verdicts[hop] = Verdict(user, refusal, self._monotonic())
+        if len(self.verdicts) > MAX_VERDICTS:
+            del self.verdicts[next(iter(self.verdicts))]
 
 
 def _keys(hop: str, host: str) -> tuple[str, ...]:

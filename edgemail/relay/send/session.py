@@ -37,6 +37,9 @@ class Login(Protocol):
     @property
     def password(self) -> str: ...
 
+    def heard(self, refusal: str) -> None:
+        """What the server made of it; "" when it took it."""
+
 
 class SetupFailed(EdgemailError):
     """The server does not work for us. `reply` is its own (`remote`) or one made here."""
@@ -186,13 +189,16 @@ class Session(Exchange):
         if not names:
             secure = "" if self.tls is not None else " outside TLS"
             text = f"SASL authentication failed; none of {' '.join(offered)} may be used{secure} with host {self.peer}"
+            login.heard(text)
             raise SetupFailed(Reply(454, "4.7.0", text), Phase.AUTH)
         for place, name in enumerate(names):
             reply = await self._exchange(name, login)
             if reply.code // 100 == 2:
+                login.heard("")
                 return
             last = place == len(names) - 1
             if last or self.client.closing or not sasl.another(reply.code, name):
+                login.heard(str(reply))
                 raise SetupFailed(reply, Phase.AUTH, remote=True)
 
     async def _exchange(self, name: str, login: Login) -> Reply:
