@@ -3,8 +3,9 @@
 Owns buffering, checksum and back-pressure. A message of one chunk or less is kept here until it is committed; of a
 longer one full chunks go to the back end as they fill, and are removed again if it is never committed.
 
-Memory: what has been written and is not in the spool yet, all messages together, is POOL_BYTES at most (and what one
-read of each session brings on top), with SMALL_ROOM above it for small ones, which big ones must not keep waiting.
+Memory: what has been written and is not in the spool yet, all messages together, and what the journal keeps in memory,
+is POOL_BYTES at most (and what one read of each session brings on top), with SMALL_ROOM above it for small ones, which
+big ones must not keep waiting.
 Where the bound is reached and nothing is on its way to the disk, the fullest buffers are sent there early, in chunks
 that still fill their pages: a sender that fell silent cannot stop the others.
 """
@@ -67,22 +68,28 @@ class Pool:
         self.extra = SMALL_ROOM
         self.held = 0  # bytes in buffers
         self.flying = 0  # bytes handed to the back end
+        self.kept: Callable[[], int] = lambda: 0  # bytes that the back end keeps in memory of its own
         self.intakes: set[SpoolIntake] = set()
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def within_extra(self) -> bool:
-        return self.held + self.flying <= self.bound + self.extra
+        return self.held + self.flying <= self._limit + self.extra
 
     @property
     def within(self) -> bool:
-        return self.held + self.flying <= self.bound
+        return self.held + self.flying <= self._limit
+
+    @property
+    def _limit(self) -> int:
+        """What is left of the bound; half of it is never taken away."""
+        return self.bound - min(self.kept(), self.bound // 2)
 
     def relieve(self) -> None:
         """Past the bound: send the fullest buffers to the disk until what stays is within it."""
-        excess = self.held - self.bound
+        excess = self.held - self._limit
         if self.flying == 0:
-            excess = max(excess, self.bound // 8)
+            excess = max(excess, self._limit // 8)
         for intake in sorted(self.intakes, key=lambda intake: intake.buffered, reverse=True):
             if excess <= 0:
                 return

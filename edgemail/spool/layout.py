@@ -18,6 +18,7 @@ from edgemail.errors import Kind, SpoolDamaged
 from edgemail.spool.verbs import Damaged
 
 FORMAT: Final = 1  # of the spool as a whole; raised whenever an older release could misread what a newer one wrote
+FORMAT_WITH_JOURNAL: Final = 2  # while mail may stand in the journal, which format 1 does not know
 META: Final = 0x00  # the one meta record: the key is this byte alone
 MAIL: Final = 0x01  # kind, id, part: part 0 the envelope, parts 1..n the body
 ASIDE: Final = 0x08  # kind, id: the envelope record of a message that was set aside, as it was found
@@ -35,6 +36,7 @@ _NOTE: Final = struct.Struct(">BId")  # version, CRC, time
 _NOTE_VERSION: Final = 1
 _META: Final = struct.Struct(">4sHBxIIQdI")  # magic, format, mark, pad, page, chunk, ceiling, wall, CRC
 _MAGIC: Final = b"EMSP"
+_MARK: Final = struct.Struct(">16sQQQQQ")  # of the journal: identity, size, epoch, number, two salts; before the CRC
 _DOUBLE: Final = struct.Struct(">d")
 
 
@@ -374,11 +376,27 @@ def read_note(id: int, record: bytes) -> Damaged:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalMark:
+    """What LMDB knows of the journal while it is open; journal_layout says what epochs, numbers and salts are.
+
+    Everything up to record `number` has been moved, and with it every epoch before `epoch`. `salts`: of `epoch` and
+    of the one behind it.
+    """
+
+    identity: bytes
+    size: int
+    epoch: int
+    number: int
+    salts: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Meta:
     """What the spool knows of itself.
 
     Every id that was ever given is below `ceiling`. `wall` is the latest trusted date that was written: the clock's
-    floor at the next start. `clean`: it was closed in order, there is nothing to recover.
+    floor at the next start. `clean`: it was closed in order, there is nothing to recover. `journal`: None while all
+    mail is in LMDB.
     """
 
     page: int
@@ -386,7 +404,8 @@ class Meta:
     ceiling: int
     wall: float = 0.0
     clean: bool = False
-    format: int = FORMAT
+    format: int = FORMAT  # as it was read
+    journal: JournalMark | None = None
 
 
 def meta_key() -> bytes:
@@ -394,9 +413,14 @@ def meta_key() -> bytes:
 
 
 def write_meta(meta: Meta) -> bytes:
+    """The record; of format 1 unless the journal is open, so that a spool closed in order is one for any release."""
+    number = FORMAT if meta.journal is None else FORMAT_WITH_JOURNAL
     mark = 1 if meta.clean else 0
     wall = meta.wall if math.isfinite(meta.wall) else 0.0
-    bare = _META.pack(_MAGIC, meta.format, mark, meta.page, meta.chunk, meta.ceiling, wall, 0)[:-4]
+    bare = _META.pack(_MAGIC, number, mark, meta.page, meta.chunk, meta.ceiling, wall, 0)[:-4]
+    if meta.journal is not None:
+        one = meta.journal
+        bare += _MARK.pack(one.identity, one.size, one.epoch, one.number, *one.salts)
     return bare + zlib.crc32(bare).to_bytes(4, "big")
 
 
@@ -407,4 +431,10 @@ def read_meta(record: bytes) -> Meta:
     if zlib.crc32(record[:-4]) != int.from_bytes(record[-4:], "big"):
         raise SpoolDamaged(0, "meta record does not match its checksum")
     _, number, mark, page, chunk, ceiling, wall, _ = _META.unpack_from(record)
-    return Meta(page, chunk, ceiling, wall if math.isfinite(wall) else 0.0, mark == 1, number)
+    journal = None
+    if number == FORMAT_WITH_JOURNAL:
+        if len(record) != _META.size + _MARK.size:
+            raise SpoolDamaged(0, "meta record says nothing of the journal")
+        identity, size, epoch, last, one, two = _MARK.unpack_from(record, _META.size - 4)
+        journal = JournalMark(identity, size, epoch, last, (one, two))
+    return Meta(page, chunk, ceiling, wall if math.isfinite(wall) else 0.0, mark == 1, number, journal)

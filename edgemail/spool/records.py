@@ -25,6 +25,11 @@ class Edit:
     remove: tuple[int, ...] = ()
     at: float = 0.0  # wall clock, for the note beside a record that turns out to be damaged
 
+    @property
+    def touches(self) -> tuple[int, ...]:
+        """Every message that is changed."""
+        return (*(mail for mail, _ in self.update), *self.remove)
+
     @classmethod
     def of(cls, change: Change, at: float) -> Edit:
         return cls(tuple((e.id, layout.fields_of(e)) for e in change.update), change.remove, at)

@@ -30,6 +30,8 @@ class Recovered:
     messages: int = 0
     dropped: int = 0
     set_aside: int = 0
+    replayed: int = 0  # of `messages`: they stood in the journal
+    lost: str = ""  # what of the journal does not read; "": nothing
 
 
 def recover(environment: Environment, now: float) -> Recovered:
@@ -93,11 +95,12 @@ class Report:
     unfinished: int = 0
     set_aside: int = 0
     strays: int = 0  # records under keys that no release wrote
+    lost: str = ""  # what of the journal does not read; "": nothing
     damaged: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
-        return not self.damaged and not self.strays
+        return not self.damaged and not self.strays and not self.lost
 
 
 def verify(reader: View) -> Report:
@@ -105,7 +108,8 @@ def verify(reader: View) -> Report:
     environment = reader.environment
     report = Report()
     _verify_keys(environment, report)
-    view = View(environment, lambda error: report.damaged.append((error.id, error.why)))
+    view = View(environment, lambda error: report.damaged.append((error.id, error.why)), reader.front)
+    report.lost = reader.front.lost if reader.front is not None else ""
     for envelope in view.envelopes():
         try:
             report.bytes += sum(len(chunk) for chunk in view.body(envelope.id))

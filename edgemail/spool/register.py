@@ -12,7 +12,7 @@ from edgemail.clock import Clock
 from edgemail.errors import SpoolFull
 from edgemail.spool import layout, records
 from edgemail.spool.environment import Transaction
-from edgemail.spool.layout import Meta
+from edgemail.spool.layout import JournalMark, Meta
 
 ID_BLOCK: Final = 4096  # limit: ids reserved on the medium ahead of use; so many are skipped after a power cut
 WALL_SECONDS: Final = 60.0  # limit: how old the date in the spool may be while mail moves
@@ -64,20 +64,25 @@ class Register:
         self._next += 1
         return self._next - 1
 
-    def ride(self, transaction: Transaction) -> None:
-        """Write the record into this transaction, if it is time to."""
+    def ride(self, transaction: Transaction, journal: JournalMark | None = None) -> None:
+        """Write the record into this transaction, if it is time to, or with what is new of the journal."""
+        if self._riding is not None:
+            return  # the last word of an orderly end is in this transaction, and must not be taken back
         old = self._written
         wall = self._clock.wall() if self._clock.trusted() else 0.0
         short = old.ceiling - self._next < ID_BLOCK * 3 // 4
-        if short or old.clean or wall - old.wall >= WALL_SECONDS:
+        if short or old.clean or journal is not None or wall - old.wall >= WALL_SECONDS:
             ceiling = max(old.ceiling, self._next + ID_BLOCK)
-            self._put(transaction, replace(old, ceiling=ceiling, wall=max(old.wall, wall), clean=False))
+            new = replace(old, ceiling=ceiling, wall=max(old.wall, wall), clean=False, journal=journal or old.journal)
+            self._put(transaction, new)
 
     def sign_off(self, transaction: Transaction) -> None:
-        """The last record of an orderly end: no id is skipped, and nothing is to be recovered."""
+        """The last record of an orderly end: no id is skipped, nothing is in the journal or to be recovered."""
         wall = self._clock.wall() if self._clock.trusted() else 0.0
         old = self._written
-        self._put(transaction, replace(old, ceiling=self._next, wall=max(old.wall, wall), clean=self.sound))
+        self._put(
+            transaction, replace(old, ceiling=self._next, wall=max(old.wall, wall), clean=self.sound, journal=None)
+        )
 
     def _put(self, transaction: Transaction, meta: Meta) -> None:
         records.put(transaction, layout.meta_key(), layout.write_meta(meta))

@@ -7,6 +7,7 @@ Owns the composition of the package; the work is done by `view` (reading), `inta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,26 +19,33 @@ from edgemail.clock import Clock
 from edgemail.envelope import Envelope, queue_id
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.reply import Reply
-from edgemail.spool import layout, records
-from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, holder_of
+from edgemail.spool import journal_file, layout, records
+from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, Transaction, holder_of
 from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.job import Need
+from edgemail.spool.journal import Journal, begin
+from edgemail.spool.journal_file import JournalFile
+from edgemail.spool.journal_layout import BLOCK, LARGEST_BODY, MIN_SIZE, Entry
 from edgemail.spool.layout import Meta
 from edgemail.spool.records import Edit, Tail
 from edgemail.spool.recover import Recovered, recover
 from edgemail.spool.register import ID_BLOCK, Register, first_id
+from edgemail.spool.replay import Peek, Replayed, peek, replay
 from edgemail.spool.space import Figures, Space, admission
 from edgemail.spool.verbs import Change, Damaged, Room
 from edgemail.spool.view import View
-from edgemail.spool.writer import Need, Vitals, Writer
+from edgemail.spool.writer import Vitals, Writer
 
 log = logging.getLogger("edgemail.spool")
 
 REMOVALS_PER_COMMIT: Final = 256  # limit: messages removed in one transaction when nothing but removals is asked for
-KNOWN_FORMATS: Final = frozenset((layout.FORMAT,))
+KNOWN_FORMATS: Final = frozenset((layout.FORMAT, layout.FORMAT_WITH_JOURNAL))
 
 
-def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0) -> Store:
+def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0, journal: int | None = None) -> Store:
     """Open the spool in `directory`, or make one of `size` bytes; recover it if it was not closed.
+
+    `journal`: the size of the journal in front of it; 0: none, and none stays; None: none now, for a tool.
 
     Raises SpoolBusy where another process has it, SpoolError where it cannot be opened (the sentence says what to do).
     """
@@ -46,29 +54,36 @@ def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0) -> St
         holder = Holder(directory)
     except OSError as error:
         raise SpoolError(f"{directory}: {error.strerror}: it must be a directory that this user may write") from error
-    environment: Environment | None = None
-    try:
-        environment = Environment(directory, max(size, MIN_MAP))
-        register, recovered = _take_up(environment, clock)
-        store = Store(environment, holder, register, clock, minfree)
-        store.recovered = recovered
-        return store
-    except BaseException as error:
-        if environment is not None:
-            environment.close()
-        holder.release()
-        if isinstance(error, OSError):
+    with contextlib.ExitStack() as undo:
+        undo.callback(holder.release)
+        try:
+            environment = Environment(directory, max(size, MIN_MAP))
+            undo.callback(environment.close)
+            register, recovered, file = _take_up(environment, clock, journal)
+            if file is not None:
+                undo.callback(file.close)
+            store = Store(environment, holder, register, clock, minfree, file=file)
+        except OSError as error:
             raise SpoolError(f"{directory}: {error}") from error
-        raise
+        store.recovered = recovered
+        undo.pop_all()
+    return store
 
 
-def _take_up(environment: Environment, clock: Clock) -> tuple[Register, Recovered | None]:
-    """The meta record as it now stands on the medium, and what a recovery found."""
+def _take_up(
+    environment: Environment, clock: Clock, size: int | None
+) -> tuple[Register, Recovered | None, JournalFile | None]:
+    """The meta record as it now stands on the medium, what a recovery found, and the journal, empty."""
     environment.reader_check()
     meta = read_meta(environment)
+    replayed = Replayed()
+    if meta is not None and meta.journal is not None:
+        meta, replayed = replay(environment, meta)
     clock.passed(meta.wall if meta else 0.0)  # before anything is dated: a wrong clock must not raise the floor
     empty = _empty(environment)
     recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
+    if recovered is not None:
+        recovered.replayed, recovered.lost = replayed.messages, replayed.lost
     with environment.read() as transaction:
         highest = records.highest(transaction)
     if meta is None:
@@ -76,18 +91,42 @@ def _take_up(environment: Environment, clock: Clock) -> tuple[Register, Recovere
         if not empty:
             log.warning("warning: %s: the spool's meta record is damaged and is made anew", environment.directory)
             highest += ID_BLOCK  # given, perhaps, and never committed
+            journal_file.set_aside(environment.directory)  # nobody can tell any more what of it is in LMDB
+            journal_file.remove(environment.directory)
+    file = _open_journal(environment, size)
     register = Register(replace(meta, ceiling=max(meta.ceiling, highest + 1)), clock)
     try:
         with environment.write() as transaction:
-            register.ride(transaction)
+            register.ride(transaction, begin(file) if file is not None else None)
         register.landed()
     except SpoolFull as error:
+        if file is not None:
+            file.close()
+            file = None
         if empty:
             raise
         # Full to the last page: mail can leave, none is taken until the reservation of ids rides with a removal.
         log.warning("warning: %s", error)
         register.aborted()
-    return register, recovered
+    except BaseException:
+        if file is not None:
+            file.close()
+        raise
+    return register, recovered, file
+
+
+def _open_journal(environment: Environment, size: int | None) -> JournalFile | None:
+    """The file of the journal, not in use yet; None where there shall be none, or cannot be."""
+    if size is None:
+        return None
+    if size == 0:
+        journal_file.remove(environment.directory)
+        return None
+    try:
+        return JournalFile(environment.directory, max(size, MIN_SIZE) // (2 * BLOCK) * (2 * BLOCK))
+    except SpoolError as error:
+        log.warning("warning: %s; the spool works without a journal", error)
+        return None
 
 
 def read_meta(environment: Environment) -> Meta | None:
@@ -103,7 +142,7 @@ def read_meta(environment: Environment) -> Meta | None:
     if meta.format not in KNOWN_FORMATS:
         raise SpoolError(
             f"{environment.directory}: this spool has format {meta.format}, which this release of edgemail does not "
-            f"know (it knows {layout.FORMAT}): start the release that wrote it, or move the directory away"
+            f"know (it knows {layout.FORMAT_WITH_JOURNAL}): start the release that wrote it, or move the directory away"
         )
     return meta
 
@@ -139,6 +178,8 @@ class Store:
         register: Register,
         clock: Clock,
         minfree: int,
+        *,
+        file: JournalFile | None = None,
     ) -> None:
         self.recovered: Recovered | None = None  # what the start found, after an unclean stop
         self.minfree = minfree
@@ -148,9 +189,16 @@ class Store:
         self._clock = clock
         self._space = Space(environment, clock)
         self._space.keep_reserve()
-        self._writer = Writer(environment, self._space, register, clock)
+        mark = register.written.journal
+        self.journal: Journal | None = None
+        if file is not None and mark is not None:
+            # what stands there can always move: into half of the reserve, however full the spool is
+            self.journal = Journal(file, mark, environment, register, clock=clock, bound=self._space.reserve // 2)
+        self._writer = Writer(environment, self._space, register, clock, self.journal)
         self._pool = Pool(self, environment.page, register.chunk)
-        self._view = View(environment, self._found_damaged)
+        if self.journal is not None:
+            self._pool.kept = self._kept
+        self._view = View(environment, self._found_damaged, self.journal)
         self._reserving = False
         self._closed = False
         self._background: set[asyncio.Future[Any]] = set()
@@ -159,6 +207,9 @@ class Store:
     def floor(self) -> float:
         """The latest trusted date that the spool knows to have passed; 0.0 when it knows none."""
         return self._register.wall
+
+    def _kept(self) -> int:
+        return self.journal.held if self.journal is not None else 0
 
     # Writing.
 
@@ -188,6 +239,8 @@ class Store:
             cost=self._cost_of(edit),
             need=Need.REWRITE if change.update else Need.NOTHING,
             lazy=lazy,
+            entry=Entry(update=edit.update, remove=edit.remove) if edit.touches else None,
+            touches=edit.touches,
         )
 
     async def quarantine(self, id: int, why: str) -> None:
@@ -200,7 +253,7 @@ class Store:
 
     def _set_aside(self, id: int, why: str) -> asyncio.Future[None]:
         at = self._clock.wall()
-        return self._writer.submit(lambda transaction: records.set_aside(transaction, id, why, at))
+        return self._writer.submit(lambda transaction: records.set_aside(transaction, id, why, at), touches=(id,))
 
     def _found_damaged(self, error: SpoolDamaged) -> None:
         """A reader met an envelope that does not parse: take it out of the queue, behind the reader's back."""
@@ -243,10 +296,21 @@ class Store:
             cost=cost,
             need=Need.REWRITE if also.remove else Need.ROOM,
             first=head_of_line,
+            entry=self._entry(tail, fields, edit),
+            touches=edit.touches,
         )
 
+    def _entry(self, tail: Tail, fields: bytes, edit: Edit) -> Entry | None:
+        """What the journal does of it: a small message goes there wholly, a large one wholly into LMDB."""
+        if self.journal is None or tail.first != 1 or tail.head.size > LARGEST_BODY:
+            return None
+        record = layout.seal(tail.id, tail.head, fields)
+        return Entry((tail.id, record, b"".join(tail.chunks)), edit.update, edit.remove)
+
     def drop(self, id: int) -> asyncio.Future[None]:
-        future = self._writer.submit(lambda transaction: records.drop(transaction, id))
+        future = self._writer.submit(
+            lambda transaction: records.drop(transaction, id), entry=Entry(remove=(id,)), touches=(id,)
+        )
         future.add_done_callback(self._dropped)
         return future
 
@@ -278,7 +342,10 @@ class Store:
         return self._view.damaged()
 
     def room(self) -> Room:
-        return self._space.room()
+        found = self._space.room()
+        if self.journal is None:
+            return found
+        return Room(max(0, found.bytes - self.journal.cost), found.inodes)  # what waits there has its room here
 
     def figures(self) -> Figures:
         """The numbers behind `room`, for gauges."""
@@ -303,23 +370,32 @@ class Store:
             if not intake.committing:  # that one is decided by what waits already
                 await intake.abort()
         try:
-            await self._writer.submit(self._register.sign_off)
+            await self._writer.submit(self._sign_off, last=True)
         except SpoolError as error:
             log.warning("warning: %s: not marked clean: %s", self._environment.directory, error)
         finally:
             self._writer.stop()
+            if self.journal is not None:
+                self.journal.close()
             self._environment.close()
             self._holder.release()
+
+    def _sign_off(self, transaction: Transaction) -> None:
+        if self.journal is not None:
+            self.journal.shut = True
+        self._register.sign_off(transaction)
 
 
 class Reader(View):
     """A spool opened for reading alone, by a tool, with the relay up or down. Use as a context manager."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, journal: Peek) -> None:
         self.skipped: list[SpoolDamaged] = []  # envelopes that do not parse, met by `envelopes`
-        super().__init__(environment, self.skipped.append)
+        self.journal = journal
+        super().__init__(environment, self.skipped.append, journal)
 
     def close(self) -> None:
+        self.journal.close()
         self.environment.close()
 
     def __enter__(self) -> Reader:
@@ -359,8 +435,7 @@ def open_reader(directory: Path) -> Reader:
             ) from error
         environment = Environment(directory, readonly=True, lock=False)
     try:
-        read_meta(environment)
+        return Reader(environment, peek(environment, read_meta))
     except SpoolError:
         environment.close()
         raise
-    return Reader(environment)

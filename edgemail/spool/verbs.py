@@ -88,7 +88,7 @@ class Spool(Intakes, Protocol):
     """The store of messages."""
 
     async def apply(self, change: Change, *, lazy: bool = False) -> None:
-        """Make `change` durable. `lazy`: it may wait for the next barrier, 100 ms at most; still returns after it."""
+        """Make `change` durable. `lazy`: it may wait for the next barrier, 1 s at most; still returns after it."""
 
     def envelope(self, id: int) -> Envelope | None:
         """The envelope, or None where there is no such message. Raises SpoolDamaged."""

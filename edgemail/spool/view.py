@@ -10,8 +10,9 @@ generator: eight deliveries, each waiting between two chunks, would use up all t
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
@@ -23,14 +24,35 @@ from edgemail.spool.verbs import Damaged
 ENVELOPES_PER_READ: Final = 64  # limit: envelopes decoded in one read transaction
 
 
-class View:
-    """The reading half of the verbs."""
+class Front(Protocol):
+    """The journal, for who reads. What is not there any more was moved into LMDB before it left, or is finished."""
 
-    def __init__(self, environment: Environment, found: Callable[[SpoolDamaged], None]) -> None:
+    @property
+    def lost(self) -> str:
+        """What of it does not read, in words; "" for nothing."""
+
+    def ids(self) -> list[int]: ...
+
+    def record(self, id: int) -> bytes | None:
+        """The envelope record."""
+
+    def leaf(self, id: int) -> tuple[bytes, bytes] | None:
+        """The envelope record and the body."""
+
+
+class View:
+    """The reading half of the verbs. `front` stands before LMDB and is asked first."""
+
+    def __init__(
+        self, environment: Environment, found: Callable[[SpoolDamaged], None], front: Front | None = None
+    ) -> None:
         self.environment = environment
+        self.front = front
         self._found = found
 
     def _record(self, id: int) -> bytes | None:
+        if self.front is not None and (there := self.front.record(id)) is not None:
+            return there
         with self.environment.read(id) as transaction:
             record: bytes | None = transaction.get(layout.key(id, 0))
         return record
@@ -40,6 +62,30 @@ class View:
         return None if record is None else layout.parse(id, record)[1]
 
     def envelopes(self) -> Iterator[Envelope]:
+        """In order of id. What moves from the journal meanwhile is met in one place or the other, and once."""
+        if self.front is None:
+            yield from self._stored()
+            return
+        ahead = deque(sorted(self.front.ids()))  # before LMDB is looked at: what leaves after this is found there
+        for envelope in self._stored():
+            while ahead and ahead[0] <= envelope.id:
+                mail = ahead.popleft()
+                if mail < envelope.id:
+                    yield from self._ahead(mail)
+            yield envelope
+        for mail in ahead:
+            yield from self._ahead(mail)
+
+    def _ahead(self, id: int) -> Iterator[Envelope]:
+        try:
+            envelope = self.envelope(id)
+        except SpoolDamaged as error:
+            self._found(error)
+        else:
+            if envelope is not None:
+                yield envelope
+
+    def _stored(self) -> Iterator[Envelope]:
         at: int | None = 0
         while at is not None:
             whole, damaged, at = self._stretch(at)
@@ -53,10 +99,18 @@ class View:
 
     def body(self, id: int) -> Iterator[bytes]:
         """The chunks. Raises KeyError and SpoolDamaged at once where the envelope says so, otherwise on the way."""
+        there = self.front.leaf(id) if self.front is not None else None
+        if there is not None:
+            return self._whole(id, layout.head_of(id, there[0]), there[1])
         record = self._record(id)
         if record is None:
             raise KeyError(id)
         return self._chunks(id, layout.head_of(id, record))
+
+    def _whole(self, id: int, head: Head, body: bytes) -> Iterator[bytes]:
+        self._compare(id, head, len(body), zlib.crc32(body))
+        if body:
+            yield body
 
     def _chunk(self, id: int, part: int) -> bytes | None:
         """Raises KeyError where the message was finished, or set aside, while it was being read."""

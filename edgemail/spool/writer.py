@@ -1,7 +1,9 @@
 """The writer: one thread, the only one that writes. What collects while one commit is in the disk goes into the next.
 
 Owns the order of jobs, the size of a batch and what becomes of a batch that fails. Knows nothing of messages: a job is
-a function of a transaction. There are no timers but one: a lazy job waits LAZY_SECONDS at most for company.
+a function of a transaction, and perhaps also a record for the journal; where the journal takes it, that comes instead.
+There are no timers but two: a lazy job waits LAZY_SECONDS at most for company, or until LAZY_JOBS are together; and
+when nothing was asked for during IDLE_SECONDS, the journal is emptied.
 
 Every job submitted resolves its future, on the loop that submitted it, after the commit that made it durable or with
 SpoolFull or SpoolError; also when the spool is closed or the thread meets something it does not know.
@@ -10,19 +12,23 @@ SpoolFull or SpoolError; also when the spool is closed or the thread meets somet
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from edgemail.clock import Clock
 from edgemail.counters import Counter, Histogram
 from edgemail.errors import SpoolError, SpoolFull
 from edgemail.spool.environment import Environment, Transaction
+from edgemail.spool.groups import Groups
+from edgemail.spool.job import Job, Need
+from edgemail.spool.journal import Journal
+from edgemail.spool.journal_layout import Entry
 from edgemail.spool.register import Register
 from edgemail.spool.space import Space
 
@@ -30,7 +36,9 @@ log = logging.getLogger("edgemail.spool")
 
 BATCH_BYTES: Final = 2 << 20  # limit: dirty bytes of one transaction: heap until it commits; small mail waits for it
 BATCH_JOBS: Final = 1024  # limit: jobs of one transaction
-LAZY_SECONDS: Final = 0.1  # limit: how long a lazy change may wait for another commit to ride with
+LAZY_SECONDS: Final = 1.0  # limit: how long a lazy change may wait for another barrier to ride with
+LAZY_JOBS: Final = 100  # limit: lazy changes that wait together: a power cut repeats so many deliveries at most
+IDLE_SECONDS: Final = 10.0  # without anything to write, before what waits in the journal moves into LMDB
 READER_CHECK_SECONDS: Final = 60.0  # how often the slots of dead readers are freed, while mail moves
 STRIKES: Final = 3  # limit: single jobs that fail in a row, not for want of room, before their batch is given up
 
@@ -46,29 +54,6 @@ BATCHES: Final = Histogram(
 FAILURES: Final = Counter("edgemail_spool_failures", "Transactions of the spool that failed", ("reason",))
 
 T = TypeVar("T")
-
-
-class Need(Enum):
-    """What a job asks of the spool's room."""
-
-    NOTHING = 0  # removes: may use the whole reserve
-    REWRITE = 1  # updates, or brings new mail for old (a bounce for its message): may use half of it
-    ROOM = 2  # brings new mail
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One thing to do in a transaction. `cost` is the bytes it brings."""
-
-    steps: Callable[[Transaction], Any]
-    cost: int
-    need: Need
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-    at: float  # time.monotonic(), when it was submitted
-    due: float  # time.monotonic(); 0.0 = at once
-    result: Any = None
-    error: SpoolError | None = None
 
 
 @dataclass(slots=True)
@@ -94,7 +79,18 @@ class Vitals:
 class Writer:
     """`submit` and `stop` are for the loop's thread."""
 
-    def __init__(self, environment: Environment, space: Space, register: Register, clock: Clock) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        space: Space,
+        register: Register,
+        clock: Clock,
+        journal: Journal | None = None,
+    ) -> None:
+        self._journal = journal
+        self._groups = None
+        if journal is not None:
+            self._groups = Groups(journal, space, self._answer, self._say, self._inside)
         self.tally = Tally()
         self._environment = environment
         self._space = space
@@ -120,15 +116,20 @@ class Writer:
         need: Need = Need.NOTHING,
         lazy: bool = False,
         first: bool = False,
+        entry: Entry | None = None,
+        touches: tuple[int, ...] = (),
+        last: bool = False,
     ) -> asyncio.Future[T]:
         """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier.
 
-        `first`: before all that waits; for a job that no other one prepares.
+        `first`: before all that waits; for a job that no other one prepares. `entry`: what the journal may do instead
+        (the future then gives None); `touches`: the messages other than new ones that `steps` changes;
+        `last`: nothing stands in the journal when `steps` are done, and nothing will.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         now = time.monotonic()
-        job = Job(steps, cost, need, loop, future, now, now + LAZY_SECONDS if lazy else 0.0)
+        job = Job(steps, cost, need, loop, future, now, now + LAZY_SECONDS if lazy else 0.0, entry, touches, last)
         with self._wake:
             if self._stopping:
                 future.set_exception(SpoolError("the spool is closed"))
@@ -139,7 +140,7 @@ class Writer:
                 self._jobs.append(job)
             if not lazy:
                 self._urgent += 1
-            if self._urgent or len(self._jobs) == 1:
+            if self._urgent or len(self._jobs) == 1 or len(self._jobs) >= LAZY_JOBS:
                 self._wake.notify()
         return future
 
@@ -168,23 +169,36 @@ class Writer:
     # From here on: the writer's thread.
 
     def _work(self) -> None:
-        while batch := self._collect():
+        while (batch := self._collect()) is not None:
             try:
-                self._execute(batch)
+                if not batch:
+                    self._tend(idle=True)
+                    continue
+                self._execute(batch if self._groups is None else self._groups.take(batch))
+                self._tend()
             except BaseException as error:  # a mistake of ours must not leave anyone waiting
                 log.exception("panic: the spool's writer failed")
                 self._deliver(batch, SpoolError(f"the spool's writer failed: {error!r}"))
 
-    def _collect(self) -> list[Job]:
-        """Wait until there is something to do; all of it, within the bounds of a batch. Empty: it is time to end."""
+    def _collect(self) -> list[Job] | None:
+        """Wait until there is something to do; all of it, within the bounds of a batch.
+
+        Empty: nothing was to be done for some time, and the journal holds mail. None: it is time to end.
+        """
+        idle = time.monotonic() + IDLE_SECONDS
         with self._wake:
-            while not (self._urgent or (self._stopping and self._jobs)):
+            while not (self._urgent or len(self._jobs) >= LAZY_JOBS or (self._stopping and self._jobs)):
                 if self._stopping:
-                    return []
-                wait = self._jobs[0].due - time.monotonic() if self._jobs else None
-                if wait is not None and wait <= 0:
+                    return None
+                now = time.monotonic()
+                waits = [self._jobs[0].due - now] if self._jobs else []
+                if waits and waits[0] <= 0:
                     break
-                self._wake.wait(wait)
+                if self._journal is not None and not self._journal.empty:
+                    if idle <= now:
+                        return []
+                    waits.append(idle - now)
+                self._wake.wait(min(waits, default=None))
             batch: list[Job] = []
             cost = 0
             while self._jobs and len(batch) < BATCH_JOBS and (not batch or cost + self._jobs[0].cost <= self._bound):
@@ -194,16 +208,52 @@ class Writer:
                 batch.append(job)
             return batch
 
+    def _tend(self, *, idle: bool = False) -> None:
+        if self._groups is not None and self._groups.tend(idle=idle):
+            self._look_after()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Around whatever waits for the medium."""
+        self._began = began = time.monotonic()
+        try:
+            yield
+        except SpoolError as error:
+            FAILURES.add("full" if isinstance(error, SpoolFull) else "medium")
+            self.tally.failures += 1
+            if not isinstance(error, SpoolFull):
+                self._trouble = str(error)
+            raise
+        else:
+            self._trouble = ""
+            COMMITS.observe(time.monotonic() - began)
+        finally:
+            self._began = 0.0
+
+    def _answer(self, part: list[Job], error: SpoolError | None) -> None:
+        """What the journal did, or nothing could do."""
+        if error is None and any(job.error is None for job in part):
+            self._done(part)
+        self._deliver(part, error)
+
+    def _done(self, part: list[Job]) -> None:
+        if self._full and any(job.need is Need.ROOM and job.error is None for job in part):
+            self._full = False
+            log.info("mail is taken again")
+        BATCHES.observe(len(part))
+        self.tally.transactions += 1
+        self.tally.jobs += len(part)
+        self.tally.largest = max(self.tally.largest, len(part))
+
     def _execute(self, batch: list[Job]) -> None:
         """Commit the batch. If it fails, its halves, and so on: one bad job does not fail its neighbours."""
-        waiting = [batch]
+        waiting = [batch] if batch else []
         strikes = 0
         while waiting:
             part = waiting.pop()
             try:
                 self._transact(part)
             except SpoolError as error:
-                self.tally.failures += 1
                 if len(part) > 1 and strikes < STRIKES:
                     middle = len(part) // 2
                     waiting += (part[middle:], part[:middle])
@@ -218,24 +268,13 @@ class Writer:
 
     def _transact(self, part: list[Job]) -> None:
         """One transaction. Raises SpoolError and leaves nothing done; a job without room fails by itself."""
-        self._began = began = time.monotonic()
-        try:
+        with self._inside():
             self._write(part)
-        except SpoolError as error:
-            FAILURES.add("full" if isinstance(error, SpoolFull) else "medium")
-            if not isinstance(error, SpoolFull):
-                self._trouble = str(error)
-            raise
-        else:
-            self._trouble = ""
-            COMMITS.observe(time.monotonic() - began)
-            BATCHES.observe(len(part))
-        finally:
-            self._began = 0.0
 
     def _write(self, part: list[Job]) -> None:
         figures = self._space.figures()
-        left = {Need.ROOM: figures.free, Need.REWRITE: figures.rewritable}
+        owed = self._journal.cost if self._journal is not None else 0  # what stands there has its room here
+        left = {Need.ROOM: figures.free - owed, Need.REWRITE: figures.rewritable}
         spent = 0
         try:
             with self._environment.write() as transaction:
@@ -258,12 +297,7 @@ class Writer:
             raise SpoolError(f"the job failed: {error!r}") from error
         finally:
             self._look_after()
-        if self._full and any(job.need is Need.ROOM and job.error is None for job in part):
-            self._full = False
-            log.info("mail is taken again")
-        self.tally.transactions += 1
-        self.tally.jobs += len(part)
-        self.tally.largest = max(self.tally.largest, len(part))
+        self._done(part)
 
     def _say(self, error: SpoolError) -> None:
         """Log a failure; that the spool is full once, until it takes mail again."""
