@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import lmdb
 
 from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Envelope, Recipient
+from edgemail.errors import SpoolError
 from edgemail.spool import layout
 from edgemail.spool.environment import Transaction
 from edgemail.spool.memory import MemorySpool
@@ -64,9 +66,9 @@ class MemoryRig:
 class StoreRig:
     """The spool on LMDB. `commits` counts transactions; `on_commit` is called on the writer's thread before each."""
 
-    def __init__(self, directory: Path, size: int = MAP) -> None:
+    def __init__(self, directory: Path, size: int = MAP, journal: int | None = None) -> None:
         self.clock = ManualClock()
-        self.store = open_store(directory, size, self.clock, 0)
+        self.store = open_store(directory, size, self.clock, 0, journal)
         self.spool: Any = self.store
         self.commits = 0
         self.on_commit: Callable[[Transaction], None] = lambda _: None
@@ -103,6 +105,37 @@ class StoreRig:
 
     def lose_chunk(self, id: int, part: int) -> None:
         self._edit(layout.key(id, part), lambda _: None)
+
+
+class JournalRig(StoreRig):
+    """The spool on LMDB with a journal in front of it."""
+
+    def __init__(self, directory: Path, size: int = MAP, journal: int = 1 << 20) -> None:
+        super().__init__(directory, size, journal)
+        self.journal = self.store.journal
+        assert self.journal is not None
+        self.groups = 0
+        self.on_group: Callable[[], None] = lambda: None
+        self._write = self.journal._file.write
+        self.journal._file.write = self._group  # type: ignore[method-assign]
+
+    def _group(self, at: int, data: bytes) -> None:
+        self.on_group()
+        if self._fails:
+            raise SpoolError("the journal's barrier failed")
+        self._write(at, data)
+        self.groups += 1
+
+    def settle(self) -> None:
+        """Have everything moved into LMDB."""
+        done = threading.Event()
+        assert self.store.journal is not None
+        self.store._writer.submit(lambda _: done.set(), touches=tuple(self.store.journal.ids()))
+        assert done.wait(10)
+
+    def _edit(self, key: bytes, change: Callable[[bytes], bytes | None]) -> None:
+        self.settle()
+        super()._edit(key, change)
 
 
 def turn_bit(record: bytes) -> bytes:

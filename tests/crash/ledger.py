@@ -7,7 +7,7 @@ Lines: `I id sha` the message is begun and will have this content; `A id` its 25
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.crash.record import MARK, Op
@@ -43,17 +43,19 @@ class Ledger:
         return wrong
 
 
-def ledgers(ops: Sequence[Op], cuts: Iterable[int]) -> dict[int, Ledger]:
-    """The ledger as it stood at each of the cuts."""
-    wanted = sorted(set(cuts))
-    made: dict[int, Ledger] = {}
-    now = Ledger()
-    at = 0
-    for cut in wanted:
-        for op in ops[at:cut]:
+class Reading:
+    """The ledger as it stood at each of some cuts, asked for in order."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self._ops = ops
+        self._at = 0
+        self._now = Ledger()
+
+    def at(self, cut: int) -> Ledger:
+        for op in self._ops[self._at : cut]:
             if op.kind == MARK:
                 for line in op.data.splitlines():
-                    now.take(line)
-        at = cut
-        made[cut] = Ledger(dict(now.intended), set(now.accepted), set(now.given), set(now.finished))
-    return made
+                    self._now.take(line)
+        self._at = cut
+        now = self._now
+        return Ledger(dict(now.intended), set(now.accepted), set(now.given), set(now.finished))

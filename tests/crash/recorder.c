@@ -6,7 +6,7 @@
  * are marks: what the process told the world, at its place among the writes.
  *
  * EDGEMAIL_RECORD_SKIP (fdatasync, fsync, dsync, or all) turns that barrier into nothing, in the process and in the
- * record: the negative control.
+ * record: the negative control. "fdatasync@spool/journal" does so for that file alone, which must be one of the names.
  *
  * EDGEMAIL_FAIL="fdatasync:7:EIO" makes the seventh fdatasync of a recorded file fail with EIO, once; "fdatasync:7+:EIO"
  * that one and all that follow. The operations are write, fdatasync, fsync and allocate; the errors EIO, ENOSPC, EDQUOT,
@@ -45,7 +45,8 @@ static uint8_t dsync[FDS];
 static uint8_t ledger[FDS];
 static char names[NAMES][128];
 static int name_count = -1;
-static const char *skip = "";
+static char skip[128] = "";
+static int skip_file; /* 0: of all files */
 static char failing[16];
 static long fail_at, fail_count;
 static int fail_on, fail_errno;
@@ -69,19 +70,29 @@ static void setup(void)
     name_count = 0;
     const char *list = getenv("EDGEMAIL_RECORD_FILES"), *path = getenv("EDGEMAIL_RECORD");
     if (getenv("EDGEMAIL_RECORD_SKIP"))
-        skip = getenv("EDGEMAIL_RECORD_SKIP");
+        strncpy(skip, getenv("EDGEMAIL_RECORD_SKIP"), sizeof skip - 1);
     if (!list || !path)
         return;
     char *copy = strdup(list), *rest = copy, *word;
     while (name_count < NAMES && (word = strsep(&rest, ":")))
         strncpy(names[name_count++], word, sizeof names[0] - 1);
     free(copy);
+    if ((word = strchr(skip, '@'))) {
+        *word++ = 0;
+        for (int i = 0; i < name_count; i++)
+            if (!strcmp(names[i], word))
+                skip_file = i + 1;
+        if (!skip_file)
+            _exit(96);
+    }
     read_failure();
     log_fd = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
-static int skipped(const char *what)
+static int skipped(const char *what, int fd)
 {
+    if (skip_file && (fd < 0 || fd >= FDS || tracked[fd] != skip_file))
+        return 0;
     return strcmp(skip, "all") == 0 || strcmp(skip, what) == 0;
 }
 
@@ -102,7 +113,7 @@ static void note(int kind, int fd, uint64_t offset, const void *data, size_t len
     struct record r = {.kind = kind, .length = length, .offset = offset, .size = size};
     if (fd >= 0 && fd < FDS) {
         r.file = tracked[fd];
-        r.dsync = dsync[fd] && !skipped("dsync");
+        r.dsync = dsync[fd] && !skipped("dsync", fd);
     }
     put(&r, sizeof r);
     if (length)
@@ -278,7 +289,7 @@ static int barrier(int fd, const char *what, long number)
 {
     if (!known(fd))
         return syscall(number, fd);
-    if (skipped(what))
+    if (skipped(what, fd))
         return 0;
     pthread_mutex_lock(&lock);
     int fault = failure(what, fd);

@@ -1,7 +1,8 @@
 """Builds the states that a power cut can leave behind, from a record of what was asked of the medium.
 
 What a barrier covered is there. What was written since may be there, may be missing, in any combination (a medium
-reorders), and the last bits of it may be torn at 512 octets. Owns no knowledge of what the files mean.
+reorders), and the last bits of it may be torn at 512 octets. Of a file that is written over in whole blocks, a block
+that was in flight may read back as garbage. Owns no knowledge of what the files mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from tests.crash.record import ALLOCATE, MARK, MMAP_SHARED, RENAME, SYNC, TRUNCATE, WRITE, Op
 
 SECTOR = 512
+BLOCK = 4096
 CREATION = 16  # operations in which a spool comes to be; each of them is cut
 
 Files = Mapping[str, bytes]  # by the recorded name
@@ -33,6 +35,7 @@ class Medium:
     """One file: what is surely there, and what was written since the last barrier."""
 
     durable: bytearray = field(default_factory=bytearray)
+    garbled: bool = False  # what is in flight may read back as garbage, not only as old or new
     pending: list[Op] = field(default_factory=list)
 
     def take(self, op: Op) -> None:
@@ -58,6 +61,11 @@ class Medium:
         yield "torn last", build(self.durable, [*waiting[:-1], *torn(waiting[-1], rng)])
         yield "only last", build(self.durable, waiting[-1:])
         yield "all but last", build(self.durable, waiting[:-1])
+        if self.garbled:
+            for at in dict.fromkeys((0, rng.randrange(1 << 16), -1)):
+                some = [*waiting[:-1], *garbled(waiting[-1], at, rng)]
+                yield f"garbage at block {at}", build(self.durable, some)
+            yield "garbage all over", build(self.durable, [one for op in waiting for one in garbled(op, None, rng)])
         for number in range(count):
             share = rng.random()
             some = [op for op in waiting if rng.random() < share]
@@ -96,6 +104,18 @@ def torn(op: Op, rng: random.Random) -> list[Op]:
     ]
 
 
+def garbled(op: Op, at: int | None, rng: random.Random) -> list[Op]:
+    """A write of which one block (None: any of them) is neither what was there nor what was to come."""
+    if op.kind != WRITE:
+        return [op]
+    count = -(-len(op.data) // BLOCK)
+    data = bytearray(op.data)
+    for block in range(count):
+        if block == at or (at is not None and block == at % count) or (at is None and rng.random() < 0.5):
+            data[block * BLOCK : (block + 1) * BLOCK] = rng.randbytes(len(data[block * BLOCK : (block + 1) * BLOCK]))
+    return [Op(WRITE, op.file, op.dsync, op.offset, 0, bytes(data))]
+
+
 def build(durable: bytearray, ops: Sequence[Op], extended: bool = False, all_ops: Sequence[Op] = ()) -> bytes:
     """`durable` with `ops`; `extended`: the file's length is what all of them would have made it, holes zero."""
     content = bytearray(durable)
@@ -113,6 +133,7 @@ class Shelf:
     """The recorded names and what stands under them. A rename is sure once its directory was flushed."""
 
     names: Sequence[str]
+    garbled: Sequence[str] = ()  # names of files whose blocks in flight may read back as garbage
     media: dict[str, Medium] = field(default_factory=dict)
     unsure: list[tuple[str, str]] = field(default_factory=list)  # renames that a cut may undo
 
@@ -120,11 +141,15 @@ class Shelf:
         if op.kind == RENAME:
             old, new = self.names[op.file], self.names[op.offset - 1]
             self.media[new] = self.media.pop(old)
+            self.media[new].garbled = new in self.garbled
             self.unsure.append((old, new))
         elif op.kind == SYNC and self.names[op.file] not in self.media:  # a directory
             self.unsure.clear()
         else:
-            self.media.setdefault(self.names[op.file], Medium()).take(op)
+            self.of(self.names[op.file]).take(op)
+
+    def of(self, name: str) -> Medium:
+        return self.media.setdefault(name, Medium(garbled=name in self.garbled))
 
     def variants(self, flying: Op | None, rng: random.Random, count: int) -> Iterator[tuple[str, Files]]:
         """What a cut can leave; the files that `flying` does not touch are as whole as asked for, or bare."""
@@ -132,7 +157,9 @@ class Shelf:
         name = touched or next(iter(self.media), "")
         if not name:
             return
-        for how, content in self.media.get(name, Medium()).variants(flying if touched else None, rng, count):
+        for how, content in self.media.get(name, Medium(garbled=name in self.garbled)).variants(
+            flying if touched else None, rng, count
+        ):
             whole = rng.random() < 0.5
             files = {n: build(m.durable, m.pending if whole else []) for n, m in self.media.items()} | {name: content}
             if self.unsure and rng.random() < 0.5:
@@ -144,9 +171,24 @@ class Shelf:
 WRITING = (WRITE, TRUNCATE, ALLOCATE)
 
 
-def states(ops: Sequence[Op], names: Sequence[str], rng: random.Random, count: int, share: float) -> Iterator[State]:
-    """Distinct states after each prefix of `ops`, or a random `share` of them; `count` random subsets for each."""
-    shelf = Shelf(names)
+def states(
+    ops: Sequence[Op],
+    names: Sequence[str],
+    rng: random.Random,
+    count: int,
+    share: float,
+    *,
+    garbled: Sequence[str] = (),
+    before: Files | None = None,
+    creation: int = CREATION,
+) -> Iterator[State]:
+    """Distinct states after each prefix of `ops`, or a random `share` of them; `count` random subsets for each.
+
+    `garbled`: see Medium. `before`: what the files held before the first of `ops`. The first `creation` are all cut.
+    """
+    shelf = Shelf(names, garbled)
+    for name, content in (before or {}).items():
+        shelf.of(name).durable[:] = content
     seen: set[tuple[object, ...]] = set()
     marks = 0
     for number, op in enumerate([*ops, None]):
@@ -155,7 +197,7 @@ def states(ops: Sequence[Op], names: Sequence[str], rng: random.Random, count: i
         if op is not None and op.kind == MARK:
             marks += 1
             continue
-        if number < CREATION or rng.random() < share or op is None:
+        if number < creation or rng.random() < share or op is None:
             for how, files in shelf.variants(op, rng, count):
                 key = (marks, *((name, zlib.crc32(content)) for name, content in sorted(files.items())))
                 if key not in seen:

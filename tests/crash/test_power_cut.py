@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 
 from edgemail.clock import SystemClock
-from edgemail.spool.store import open_store
+from edgemail.spool.store import open_reader, open_store
 from tests.crash import record
-from tests.crash.ledger import Ledger, ledgers
-from tests.crash.replay import State, states
+from tests.crash.ledger import Ledger, Reading
+from tests.crash.replay import CREATION, Files, State, states
 from tests.crash.workload import SPOOL_SIZE
 
-FILES = ("new/data.mdb", "spool/data.mdb", "marks.ledger", "/spool")
+FILES = ("new/data.mdb", "spool/data.mdb", "spool/journal.new", "spool/journal", "marks.ledger", "/spool")
+JOURNAL = 262_144  # small, so that its halves take turns often
+GARBLED = ("spool/journal", "spool/journal.new")
 WANTED = int(os.environ.get("EDGEMAIL_CRASH_STATES", "400"))
 SEED = int(os.environ.get("EDGEMAIL_CRASH_SEED", "20261"))
 
@@ -36,62 +38,132 @@ def shelf() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def workload(shelf: Path, seed: int, clients: int, rounds: int, skip: str = "") -> list[record.Op]:
-    directory = shelf / f"run-{seed}-{skip}"
+def workload(shelf: Path, seed: int, clients: int, rounds: int, skip: str = "", journal: int = 0) -> list[record.Op]:
+    directory = shelf / f"run-{seed}-{journal}-{skip.replace('/', '-')}"
     directory.mkdir()
-    command = [sys.executable, "-m", "tests.crash.workload", str(directory), str(seed), str(clients), str(rounds)]
-    return record.run(command, directory, FILES, skip=skip)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.crash.workload",
+        str(directory),
+        *map(str, (seed, clients, rounds, journal)),
+    ]
+    ops = record.run(command, directory, FILES, skip=skip)
+    shutil.rmtree(directory)
+    return ops
 
 
-async def contents(directory: Path) -> dict[int, bytes]:
-    """Open the spool as the daemon does after a cut, and read all of it; then let it be cut again."""
-    store = open_store(directory, SPOOL_SIZE, SystemClock(), 0)
+async def contents(directory: Path, journal: int) -> tuple[dict[int, bytes], int]:
+    """Open the spool as the daemon does after a cut, and read all of it; also the next id that it would give."""
+    store = open_store(directory, SPOOL_SIZE, SystemClock(), 0, journal)
     try:
         assert not list(store.damaged()), [str(d) for d in store.damaged()]
-        return {envelope.id: b"".join(store.body(envelope.id)) for envelope in store.envelopes()}
+        assert store.recovered is None or not store.recovered.lost, store.recovered
+        found = {envelope.id: b"".join(store.body(envelope.id)) for envelope in store.envelopes()}
+        return found, store.intake().id
     finally:
         await store.close()
 
 
-def judge(shelf: Path, state: State, ledger: Ledger) -> list[str]:
-    """What recovery makes of `state`, held against what had been said by then."""
-    spool = shelf / "state"
+def lay_out(shelf: Path, files: Files) -> Path:
+    """The files of a state, as a spool."""
+    spool = shelf / "state" / "spool"
     shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir()
-    for name, content in state.files.items():
+    spool.mkdir(parents=True)
+    for name, content in files.items():
         path = spool / name.removeprefix("spool/")
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
+    return spool
+
+
+def peeked(spool: Path) -> dict[int, bytes]:
+    """What a tool shows of it while no relay runs."""
+    if not (spool / "data.mdb").exists() or not (spool / "data.mdb").stat().st_size:
+        return {}
+    with open_reader(spool) as reader:
+        assert not reader.journal.lost, reader.journal.lost
+        return {envelope.id: b"".join(reader.body(envelope.id)) for envelope in reader.envelopes()}
+
+
+def judge(shelf: Path, state: State, ledger: Ledger, journal: int, *, tool: bool = True) -> list[str]:
+    """What recovery makes of `state`, held against what had been said by then; and what a `tool` shows before it."""
+    spool = lay_out(shelf, state.files)
     try:
-        found = asyncio.run(contents(spool))
+        shown = peeked(spool) if tool else {}
+        found, next_id = asyncio.run(contents(spool, journal))
     except Exception as error:
         return [f"the spool does not open: {error!r}"]
-    return ledger.faults(found)
+    faults = ledger.faults(found)
+    if next_id in ledger.intended:
+        faults.append(f"{next_id}: is given twice")
+    if tool and shown != found:
+        faults.append(f"a tool shows other mail than the relay finds: {sorted(shown)}, {sorted(found)}")
+    return faults
 
 
-def cuts(ops: list[record.Op], seed: int, count: int, most: int) -> tuple[list[State], dict[int, Ledger]]:
-    """About `most` states of a run, from random cuts all over it."""
+def cuts(ops: list[record.Op], seed: int, count: int, most: int, journal: int = 0) -> Iterator[tuple[State, Ledger]]:
+    """About `most` states of a run, from random cuts all over it, each with what had been said by then.
+
+    They are made as they are asked for: a thousand spools would not fit into memory.
+    """
     rng = random.Random(seed)
-    share = min(1.0, most / (len(ops) * (4 + count)))
-    chosen = list(states(ops, FILES, rng, count, share))
-    return chosen, ledgers(ops, [s.cut for s in chosen])
+    share = min(1.0, most / (len(ops) * (3 + count)) * 1.5)
+    told = Reading(ops)
+    for state in states(ops, FILES, rng, count, share, garbled=GARBLED, creation=6 if journal else CREATION):
+        yield state, told.at(state.cut)
 
 
+@pytest.mark.parametrize("journal", [0, JOURNAL], ids=["lmdb", "journal"])
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_no_cut_loses_or_revives_mail(shelf: Path, seed: int) -> None:
-    """`seed` odd: closed at the end; even: left as it was."""
-    print(f"seed {seed}")
-    ops = workload(shelf, seed, clients=4, rounds=max(8, WANTED // 100))
-    chosen, told = cuts(ops, seed, max(3, WANTED // 500), WANTED // 2)
-    assert len(chosen) >= WANTED // 8
-    faults = [f"cut {s.cut} ({s.how}): {wrong}" for s in chosen for wrong in judge(shelf, s, told[s.cut])]
-    print(f"{len(chosen)} states, {len(ops)} operations")
-    assert not faults, "\n".join(faults[:20])
+def test_no_cut_loses_or_revives_mail(shelf: Path, seed: int, journal: int) -> None:
+    """An odd seed is closed at the end, an even one left as it was. Runs until there were enough states."""
+    judged = 0
+    faults: list[str] = []
+    for number in range(seed, seed + 200, 2):
+        ops = workload(shelf, number, clients=4, rounds=8, journal=journal)
+        states_of_run = 0
+        for state, ledger in cuts(ops, number, 3, min(WANTED // 4 - judged, 400), journal):
+            states_of_run += 1
+            faults += [f"cut {state.cut} ({state.how}): {wrong}" for wrong in judge(shelf, state, ledger, journal)]
+        judged += states_of_run
+        print(f"seed {number}: {states_of_run} states, {len(ops)} operations")
+        assert not faults, "\n".join(faults[:20])
+        if judged >= WANTED // 4:
+            return
+    raise AssertionError(f"only {judged} states")
 
 
-@pytest.mark.parametrize("barrier", ["fdatasync", "dsync"])
-def test_the_check_sees_a_barrier_that_does_nothing(shelf: Path, barrier: str) -> None:
+def test_a_recovery_that_is_cut_loses_nothing_either(shelf: Path) -> None:
+    """Some cuts of a run; the recovery of each is recorded, and cut at each of its own writes."""
+    seed = SEED
+    ops = workload(shelf, seed, clients=3, rounds=8, journal=JOURNAL)
+    rng = random.Random(seed)
+    chosen = [
+        (state, ledger)
+        for state, ledger in cuts(ops, seed, 0, max(40, WANTED // 40), JOURNAL)
+        if len(state.files.get("spool/journal", b"")) == JOURNAL
+    ]
+    judged = 0
+    for state, ledger in rng.sample(chosen, max(4, WANTED // 400)):
+        spool = lay_out(shelf, state.files)
+        before = {f"spool/{path.name}": path.read_bytes() for path in spool.iterdir()}
+        command = [sys.executable, "-m", "tests.crash.recovery", str(spool), str(JOURNAL)]
+        again = record.run(command, spool.parent, FILES)
+        assert again
+        for second in states(again, FILES, rng, 2, 1.0, garbled=GARBLED, before=before):
+            faults = judge(shelf, second, ledger, JOURNAL)
+            assert not faults, f"cut {state.cut} ({state.how}), then {second.cut} ({second.how}): {faults}"
+            judged += 1
+    print(f"{judged} states")
+    assert judged > 40
+
+
+@pytest.mark.parametrize(
+    ("barrier", "journal"),
+    [("fdatasync", 0), ("dsync", 0), ("fdatasync@spool/journal", JOURNAL), ("fdatasync@spool/data.mdb", JOURNAL)],
+)
+def test_the_check_sees_a_barrier_that_does_nothing(shelf: Path, barrier: str, journal: int) -> None:
     """The negative control: without its barrier the store must be caught losing mail."""
-    ops = workload(shelf, 4, clients=2, rounds=12, skip=barrier)
-    chosen, told = cuts(ops, 4, 3, 400)
-    assert any(judge(shelf, state, told[state.cut]) for state in chosen)
+    ops = workload(shelf, 4, clients=2, rounds=12, skip=barrier, journal=journal)
+    assert any(judge(shelf, state, ledger, journal, tool=False) for state, ledger in cuts(ops, 4, 3, 400, journal))

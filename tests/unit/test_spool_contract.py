@@ -1,4 +1,4 @@
-"""What every spool does, on LMDB and in memory alike."""
+"""What every spool does: in memory, on LMDB, and on LMDB with a journal in front of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.reply import DISK_FULL, SPOOL_FULL
 from edgemail.spool.intake import POOL_BYTES, SMALL_BYTES, SMALL_ROOM
 from edgemail.spool.verbs import Change
-from tests.spools import CHUNK, MAIL, MemoryRig, StoreRig, body_of, keep, run
+from tests.spools import CHUNK, MAIL, JournalRig, MemoryRig, StoreRig, body_of, keep, run
 
 Rig = MemoryRig | StoreRig
 
 
-@pytest.fixture(params=[MemoryRig, StoreRig], ids=["memory", "lmdb"])
+@pytest.fixture(params=[MemoryRig, StoreRig, JournalRig], ids=["memory", "lmdb", "journal"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Rig]:
     def make() -> Rig:
         made: Rig = request.param(tmp_path)

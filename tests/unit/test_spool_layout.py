@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgemail.envelope import Address, Body, Envelope, Notify, Origin, Recipient, Ret
 from edgemail.errors import Kind, SpoolDamaged
 from edgemail.spool import layout
-from edgemail.spool.layout import Head, Meta
+from edgemail.spool.layout import Head, JournalMark, Meta
 
 TEXT = st.text(st.characters(codec=None), max_size=40) | st.just("half \udc80 a surrogate")
 TIME = st.floats(allow_nan=False, allow_infinity=False)
@@ -241,6 +241,18 @@ def test_meta_is_read_as_it_was_written(ceiling: int, wall: float, clean: bool) 
 
 
 def test_meta_of_a_later_format_still_says_its_format() -> None:
-    body = layout.write_meta(Meta(4096, 65520, 9, format=2))[:-4] + b"what a later release adds"
+    record = layout.write_meta(Meta(4096, 65520, 9))
+    body = record[:4] + (3).to_bytes(2, "big") + record[6:-4] + b"what a later release adds"
     later = body + zlib.crc32(body).to_bytes(4, "big")
-    assert layout.read_meta(later).format == 2
+    assert layout.read_meta(later).format == 3
+
+
+def test_meta_of_an_open_journal_has_a_format_that_older_releases_refuse() -> None:
+    mark = JournalMark(bytes(range(16)), 1 << 20, 7, 4711, (2**64 - 1, 5))
+    record = layout.write_meta(Meta(4096, 65520, 9, journal=mark))
+    assert layout.read_meta(record) == Meta(4096, 65520, 9, format=2, journal=mark)
+    assert layout.read_meta(layout.write_meta(Meta(4096, 65520, 9, format=2))).format == 1  # closed in order
+    short = layout.write_meta(Meta(4096, 65520, 9))
+    claim = short[:4] + (2).to_bytes(2, "big") + short[6:-4]
+    with pytest.raises(SpoolDamaged):
+        layout.read_meta(claim + zlib.crc32(claim).to_bytes(4, "big"))

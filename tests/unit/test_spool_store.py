@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -431,12 +432,13 @@ def test_the_date_floor_rises_with_a_trusted_clock_only(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_advice(tmp_path: Path) -> None:
     async def scenario() -> None:
         await opened(tmp_path).close()
-        meta = layout.read_meta(raw(tmp_path)[layout.meta_key()])
-        spoil(tmp_path, layout.meta_key(), layout.write_meta(replace(meta, format=2)))
+        record = raw(tmp_path)[layout.meta_key()]
+        newer = record[:4] + (3).to_bytes(2, "big") + record[6:-4] + b"more"
+        spoil(tmp_path, layout.meta_key(), newer + zlib.crc32(newer).to_bytes(4, "big"))
         for opener in (lambda: opened(tmp_path), lambda: open_reader(tmp_path)):
-            with pytest.raises(SpoolError, match=r"format 2.*start the release that wrote it"):
+            with pytest.raises(SpoolError, match=r"format 3.*start the release that wrote it"):
                 opener()
-        assert layout.read_meta(raw(tmp_path)[layout.meta_key()]).format == 2
+        assert layout.read_meta(raw(tmp_path)[layout.meta_key()]).format == 3
 
     run(scenario())
 
