@@ -276,6 +276,11 @@ class Link:
     on_up: Names = ON_UP  # what is done when it comes up
     etrn: str = ""  # HOST[:PORT] that is asked then to start its queue
     etrn_domains: Names = ()  # for these domains
+    atrn: str = ""  # HOST[:PORT] whose mail for us is taken then, over the connection that asks for it
+    atrn_domains: Names = ()  # for these domains
+    atrn_user: str = ""  # as whom
+    atrn_password_file: str = ""  # its first line
+    ask_interval: float = 0.0  # both are asked every so many seconds while it is up, the first time at the start
     bind: bool = True  # its mail keeps to the interface; False: goes as the system routes, and the interface is watched
 
 

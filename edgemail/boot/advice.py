@@ -11,12 +11,15 @@ from typing import Final
 
 from edgemail.boot.checks import MAPS
 from edgemail.boot.expand import LOCAL_DOMAIN, Mistake
+from edgemail.envelope import Address
 from edgemail.errors import TableError
-from edgemail.relay.send.route import class_conflicts, parse_row
+from edgemail.relay.send.route import Router, class_conflicts, parse_row
 from edgemail.settings import Configuration, Listener, Settings
 from edgemail.tables import Tables
 
 FILES: Final = ("smtpd_tls_cert_file", "smtpd_tls_key_file", "smtpd_sasl_password_file", "smtp_tls_CAfile")
+
+MANY: Final = 1 << 62  # a limit of 0 is none
 
 Advice = Iterator[tuple[str, Mistake]]
 
@@ -28,6 +31,7 @@ def of_configuration(configuration: Configuration) -> Advice:
     yield from _of_trust(settings)
     yield from _of_next_hop(settings)
     yield from _of_secrets(configuration)
+    yield from _of_links(configuration)
     for name, own in configuration.transports.items():
         if own.smtp_sasl_auth_enable and own.smtp_tls_security_level == "none":
             yield f"transport.{name}", Mistake("logs in without TLS, which smtp_sasl_security_options forbids")
@@ -94,6 +98,31 @@ def _rows(settings: Settings) -> tuple[str, ...]:
     except TableError:
         return ()
     return tuple(value for value in values if "$" not in value)
+
+
+def _of_links(configuration: Configuration) -> Advice:
+    """What would wait for ever, and what would go back to where it came from."""
+    settings, kept = configuration.settings, {link.name: link for link in configuration.links}
+    for name, own in {"smtp_links": settings, **configuration.transports}.items():
+        limits = [kept[link].size_limit for link in own.smtp_links if link in kept]
+        largest = min((listener.settings.message_size_limit or MANY) for listener in configuration.listeners)
+        if limits and all(limits) and max(limits) < largest:
+            place = name if own is settings else f"transport.{name}"
+            hint = "lower message_size_limit, or name a link without size_limit"
+            yield place, Mistake(f"messages of more than {max(limits)} bytes are taken, and no link carries them", hint)
+    try:
+        router = Router(configuration)
+    except (TableError, ValueError):
+        return  # said elsewhere
+    named = [(number, name) for number, link in enumerate(configuration.links, 1) for name in link.atrn_domains]
+    for number, domain in named:
+        route = router.route_address(Address("postmaster", domain))
+        if route.configured and route.hops == settings.relayhost:
+            hint = f"list it in relay_domains, and say in transport_maps where mail for {domain} goes"
+            yield (
+                f"link[{number}].atrn_domains",
+                Mistake(f"mail for {domain} would go to relayhost, not to its readers", hint),
+            )
 
 
 def _of_secrets(configuration: Configuration) -> Advice:

@@ -6,8 +6,10 @@ Owns the verbs of the control socket for it and what their answers look like; th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,17 +20,31 @@ from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.policy import Policy
 from edgemail.relay.receive.service import Service
 from edgemail.relay.receive.stamp import cipher_words
-from edgemail.relay.send.call import ATRN_PORT, ETRN_PORT, Caller, CallFailed, provider
+from edgemail.relay.send.call import ATRN_PORT, ETRN_PORT, Caller, CallFailed
 from edgemail.relay.send.credentials import Login
 from edgemail.relay.send.exchange import Broken
+from edgemail.relay.send.hop import provider
 from edgemail.relay.send.session import Session
 from edgemail.relay.wire.grammar import is_domain, is_literal
 from edgemail.reply import Reply
-from edgemail.settings import Configuration, Listener
+from edgemail.settings import Configuration, Link, Listener
+from edgemail.via import Via
+
+log = logging.getLogger("edgemail.link")
 
 MAX_NODES: Final = 100  # limit: domains that one command asks a provider for
 
 ALIVE_SECONDS: Final = 60.0  # limit: seconds until a command that waits hears that the session goes on
+
+
+ASK_LATER: Final = frozenset({421, 451, 458})  # RFC 2645 5.2.1, RFC 1985 5.3: the same may work later
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What became of asking."""
+
+    temporary: bool = False
 
 
 class Calls:
@@ -56,9 +72,26 @@ class Calls:
         """For ControlServer. They make the relay connect to whatever host they name: not for everybody."""
         return {"etrn": Verb(self._etrn, owner=True), "atrn": Verb(self._atrn, owner=True)}
 
-    async def etrn(self, host: str, nodes: Sequence[str]) -> list[tuple[str, Reply]]:
+    async def ask(self, link: Link, via: Via | None) -> bool:
+        """Ask the providers of a link for our mail; False where the same may work later. What fails is logged."""
+        done = True
+        if link.etrn:
+            with _trouble(link, f"etrn to {link.etrn}") as trouble:
+                said = await self.etrn(link.etrn, link.etrn_domains, via)
+                trouble.temporary = any(reply.code in ASK_LATER for _, reply in said)
+            done = not trouble.temporary
+        if link.atrn:
+            with _trouble(link, f"atrn to {link.atrn}") as trouble:
+                given = link.atrn_user, first_line(link.atrn_password_file), link.atrn_domains
+                reply, count = await self.atrn(link.atrn, *given, via=via)
+                log.info("link %s: atrn to %s: %d messages, %s", link.name, link.atrn, count, reply)
+                trouble.temporary = reply.code in ASK_LATER
+            done = done and not trouble.temporary
+        return done
+
+    async def etrn(self, host: str, nodes: Sequence[str], via: Via | None = None) -> list[tuple[str, Reply]]:
         """Ask HOST[:PORT] to start its queue for domains; its replies. Raises CallFailed, ValueError with a hint."""
-        return await self._caller.etrn(provider(host, ETRN_PORT), [checked(node, "@#") for node in nodes])
+        return await self._caller.etrn(provider(host, ETRN_PORT), [checked(node, "@#") for node in nodes], via)
 
     async def _etrn(self, request: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
         host, nodes = _named(request)
@@ -72,7 +105,9 @@ class Calls:
             await channel.say({"node": node, "code": reply.code, "reply": str(reply)})
         return {"count": len(found)}
 
-    async def atrn(self, host: str, user: str, password: str, domains: Sequence[str]) -> tuple[Reply, int]:
+    async def atrn(
+        self, host: str, user: str, password: str, domains: Sequence[str], *, via: Via | None = None
+    ) -> tuple[Reply, int]:
         """Take the mail of our domains from HOST[:PORT] over one connection: its reply, how many messages came.
 
         Returns when the connection has ended. Raises CallFailed, ValueError with a hint.
@@ -81,7 +116,7 @@ class Calls:
         if "\0" in user + password:
             raise ValueError("a user name or password with a NUL")
         hop = provider(host, ATRN_PORT)
-        reply, session = await self._caller.atrn(hop, Login(user, password), names, self._send_up)
+        reply, session = await self._caller.atrn(hop, Login(user, password), names, self._send_up, via)
         return reply, 0 if session is None else await self._receive(session, tuple(names))
 
     async def _receive(self, session: Session, names: tuple[str, ...]) -> int:
@@ -128,6 +163,22 @@ class Calls:
         except CallFailed as failed:
             raise Refused(str(failed), EX_TEMPFAIL if failed.temporary else EX_UNAVAILABLE) from failed
         return {"code": reply.code, "reply": str(reply), "count": count}
+
+
+@contextlib.contextmanager
+def _trouble(link: Link, what: str) -> Iterator[Trouble]:
+    trouble = Trouble()
+    try:
+        yield trouble
+    except (CallFailed, ValueError, OSError) as error:
+        trouble.temporary = not isinstance(error, CallFailed) or error.temporary
+        log.warning("warning: link %s: %s: %s", link.name, what, error)
+
+
+def first_line(path: str) -> str:
+    """The first line of a file. Raises OSError, and ValueError for what is no text."""
+    with Path(path).open(encoding="utf-8") as file:
+        return file.readline().rstrip("\r\n")
 
 
 def _named(request: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Protocol
 
+from edgemail.boot import checks
 from edgemail.boot.expand import Mistake, Scope, split
 from edgemail.boot.values import domain, near, octets, printable, seconds, shown
 from edgemail.patterns import parse_address
 from edgemail.relay.queue.window import parse_window
-from edgemail.relay.send.hop import parse_hop
+from edgemail.relay.send.hop import parse_hop, provider
 from edgemail.settings import LINK_CLASSES, ON_UP, Link, Names
 
 MAX_LINKS: Final = 16  # limit: [[link]] tables
 MAX_WINDOWS: Final = 32  # limit: windows of one link
-MAX_DOMAINS: Final = 100  # limit: domains that one link asks for with ETRN
+MAX_DOMAINS: Final = 100  # limit: domains that one link asks for with ETRN, or with ATRN
 MAX_INTERFACE: Final = 15  # limit: characters of an interface's name, linux/if.h
 PROBE_INTERVAL: Final = (5.0, 86_400.0)
 PROBE_TIMEOUT: Final = (1.0, 120.0)
+ASK_INTERVAL: Final = (60.0, 604_800.0)
+ATRN: Final = ("atrn", "atrn_domains", "atrn_user", "atrn_password_file")
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
 class Report(Protocol):
-    """Who is told of mistakes."""
+    """Who is told of mistakes. `base`: where relative paths start."""
+
+    base: Path
 
     def problem(self, key: str, message: str, hint: str = "") -> None: ...
 
 
-def links(report: Report, tables: Any, scope: Scope) -> tuple[Link, ...]:
-    """All links of a file. Mistakes go to `report`."""
+def links(report: Report, tables: Any, scope: Scope, *, files: bool) -> tuple[Link, ...]:
+    """All links of a file. Mistakes go to `report`, with `files` those of what it names on disk too."""
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         report.problem("link", f"is {shown(tables)}, expected tables", "write [[link]], with two brackets")
         return ()
@@ -41,6 +47,9 @@ def links(report: Report, tables: Any, scope: Scope) -> tuple[Link, ...]:
     for number, table in enumerate(tables, 1):
         section = f"link[{number}]"
         link = _link(report, table, section, scope)
+        if files and link.atrn_password_file:
+            for mistake in checks.secret_file(link.atrn_password_file):
+                report.problem(f"{section}.atrn_password_file", mistake.message, mistake.hint)
         if link.name in found:
             report.problem(f"{section}.name", f"'{link.name}' is the name of another link")
         found[link.name or section] = link
@@ -65,6 +74,13 @@ def _link(report: Report, table: Mapping[str, Any], section: str, scope: Scope) 
         report.problem(section, "does not say how its state is known", hint)
     if ("etrn" in table) != ("etrn_domains" in table):
         report.problem(section, "etrn and etrn_domains need each other", "whom to ask, and for which domains")
+    missing = [key for key in ATRN if key not in table]
+    if 0 < len(missing) < len(ATRN):
+        report.problem(section, f"atrn needs {' and '.join(missing)} too", "whom to ask, for what, and the login")
+    if "ask_interval" in table and "etrn" not in table and "atrn" not in table:
+        report.problem(f"{section}.ask_interval", "asks nobody", "name a provider: etrn or atrn")
+    if values.get("atrn_password_file"):
+        values["atrn_password_file"] = str(report.base / values["atrn_password_file"])
     return Link(**values)
 
 
@@ -178,9 +194,16 @@ def _on_up(raw: Any, scope: Scope) -> Names:
     return tuple(parts)
 
 
+def _user(raw: Any, scope: Scope) -> str:
+    text = _text(raw, scope)
+    if not text:
+        raise Mistake("is empty", "the user that the provider has given us")
+    return text
+
+
 def _host(raw: Any, scope: Scope) -> str:
     text = _text(raw, scope)
-    parse_hop(text, 25)
+    provider(text, 25)
     return text
 
 
@@ -193,6 +216,14 @@ def _domains(raw: Any, scope: Scope) -> Names:
         raise Mistake(f"has {len(found)} domains", f"from 1 to {MAX_DOMAINS}")
     for word in found:
         domain(word.removeprefix("@"))
+    return found
+
+
+def _own_domains(raw: Any, scope: Scope) -> Names:
+    """Without signs before them: RFC 2645 5.2 knows none."""
+    found = _domains(raw, scope)
+    for word in found:
+        domain(word)
     return found
 
 
@@ -214,4 +245,9 @@ _READERS: Final[Mapping[str, Callable[[Any, Scope], Any]]] = {
     "on_up": _on_up,
     "etrn": _host,
     "etrn_domains": _domains,
+    "atrn": _host,
+    "atrn_domains": _own_domains,
+    "atrn_user": _user,
+    "atrn_password_file": _user,
+    "ask_interval": _within(ASK_INTERVAL),
 }

@@ -73,7 +73,7 @@ class Reading:
         listeners = self._listeners(data.get("listener"), layer, settings, files)
         transports = self._transports(data.get("transport", {}), limits, layer, settings, files)
         health = self._health(data["health"], scope, files) if "health" in data else None
-        uplinks = links(self, data.get("link", []), scope)
+        uplinks = links(self, data.get("link", []), scope, files=files)
         pushed = push(self, data["push"], self.base, files=files) if "push" in data else None
         self._known(scope, settings, transports, {link.name for link in uplinks})
         if files:

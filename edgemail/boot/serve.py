@@ -121,7 +121,11 @@ class Relay:
         self.credentials = Credentials(configuration)
         self.links = Links(clock, configuration, self._links_changed)
         self.uplinks = Uplinks(
-            self.links, configuration, Path(configuration.settings.queue_directory), self._link_is_up
+            self.links,
+            configuration,
+            Path(configuration.settings.queue_directory),
+            self._link_is_up,
+            self._ask,
         )
         self.scheduler = Scheduler(
             self.store,
@@ -210,17 +214,15 @@ class Relay:
             self.uplinks.came_up(link)
 
     async def _link_is_up(self, link: Link) -> None:
-        """What its `on_up` wants, and the provider asked for our mail."""
+        """What its `on_up` wants."""
         if "flush" in link.on_up:
             count = await self.scheduler.flush()
             logger.info("link %s is up: flush, %d messages", link.name, count)
-        if link.etrn:
-            from edgemail.relay.send.call import CallFailed
 
-            try:
-                await self.outbound.calls.etrn(link.etrn, link.etrn_domains)
-            except (CallFailed, ValueError) as error:
-                logger.warning("warning: link %s is up: etrn to %s: %s", link.name, link.etrn, error)
+    async def _ask(self, link: Link) -> bool:
+        """Ask the providers of a link for our mail; see `Calls.ask`. What they send needs all parts of us."""
+        await self._ready.wait()
+        return await self.outbound.calls.ask(link, self.links.via(link.name))
 
     async def _deliver(self, delivery: Delivery) -> tuple[Outcome, ...]:
         outcomes = await self.outbound.courier.deliver(delivery)

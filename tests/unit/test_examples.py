@@ -11,6 +11,7 @@ from edgemail.clock import ManualClock
 from edgemail.envelope import NULL_SENDER, Address, Envelope, Recipient
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.link import Links
+from edgemail.relay.send.hop import provider
 from edgemail.relay.send.route import Router
 from edgemail.settings import Configuration
 
@@ -59,6 +60,20 @@ def test_a_site_with_one_line(name: str, link: str) -> None:
     assert keep.shut("smtp").startswith(f"link {link} is down")
     links.observe(link, True)
     assert keep.shut("smtp") == ""
+
+
+def test_the_branch_calls_its_hub() -> None:
+    found = example("branch")
+    router, keep = Router(found), Keep(found, None)
+    (link,) = found.links
+    assert provider(link.atrn, 366) == provider(found.settings.relayhost[0].replace("[", "").replace("]", ""), 25)
+    assert (link.atrn_domains, link.ask_interval, link.on_up) == (("branch7.example",), 600.0, ())
+    inner = router.route_address(Address("bob", "branch7.example"))
+    assert (inner.transport, inner.hops) == ("inner", ("[192.168.30.10]",))
+    assert keep.kept(inner.transport, 1, asked=False) is None
+    outer = router.route_address(Address("bob", "else.example"))
+    assert outer.hops == ("[hub.corp.example]:366",)
+    assert keep.kept(outer.transport, 1, asked=False) is not None, "it waits for the call"
 
 
 def test_the_provider() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemail.boot import config, show
+from edgemail.boot import advice, config, show
 from edgemail.clock import ManualClock
 from edgemail.errors import ConfigurationError
 from edgemail.relay.queue import netlink, uplink
@@ -568,6 +568,11 @@ connections = 2
 on_up = []
 etrn = "mail.isp.example:2525"
 etrn_domains = ["ship.example", "@fleet.example"]
+atrn = "198.51.100.7:3660"
+atrn_domains = "ship.example"
+atrn_user = "ship"
+atrn_password_file = "hub.password"
+ask_interval = "1h"
 bind = false
 """
 
@@ -579,7 +584,8 @@ def test_links_of_a_file(tmp_path: Path) -> None:
     assert vsat == Link(
         "vsat", "satellite", "sat0", "192.0.2.1", "[192.0.2.1]:587", ("/usr/bin/true", "$$x"), 300.0, 5.0,
         ("Mon-Fri 02:00-04:00", "Sat 00:00-24:00"), 20_000_000, 400_000_000, 100_000, 2, (),
-        "mail.isp.example:2525", ("ship.example", "@fleet.example"), bind=False,
+        "mail.isp.example:2525", ("ship.example", "@fleet.example"), "198.51.100.7:3660", ("ship.example",), "ship",
+        str(tmp_path / "hub.password"), 3600.0, bind=False,
     )  # fmt: skip
     assert found.settings.smtp_links == ("fibre", "vsat")
     assert found.transport("slow").smtp_links == ("vsat",)
@@ -610,6 +616,30 @@ def test_links_of_a_file(tmp_path: Path) -> None:
         ("[[link]]\nname='a'\ninterface='x'\nwindows=[]", "link[1].windows", "would never be used"),
         ("[[link]]\nname='a'\ninterface='x'\nwindows=['02:00-02:00']", "link[1].windows", "is never open"),
         ("[[link]]\nname='a'\ninterface='x'\nbind='no'", "link[1].bind", "expected true or false"),
+        ("[[link]]\nname='a'\ninterface='x'\netrn='h'", "link[1]", "etrn and etrn_domains need each other"),
+        (
+            "[[link]]\nname='a'\ninterface='x'\natrn='h'\natrn_user='u'",
+            "link[1]",
+            "atrn needs atrn_domains and atrn_password_file too",
+        ),
+        (
+            "[[link]]\nname='a'\ninterface='x'\natrn='h'\natrn_user='u'\natrn_password_file='p'"
+            "\natrn_domains=['@b.example']",
+            "link[1].atrn_domains",
+            "host name",
+        ),
+        (
+            "[[link]]\nname='a'\ninterface='x'\natrn='h'\natrn_user=''\natrn_password_file='p'"
+            "\natrn_domains=['b.example']",
+            "link[1].atrn_user",
+            "is empty",
+        ),
+        ("[[link]]\nname='a'\ninterface='x'\nask_interval='1h'", "link[1].ask_interval", "asks nobody"),
+        (
+            "[[link]]\nname='a'\ninterface='x'\netrn='h'\netrn_domains=['b.example']\nask_interval='1s'",
+            "link[1].ask_interval",
+            "out of bounds",
+        ),
         ("[[link]]\nname='a'\ninterface='x'\nprobe_interval='1s'", "link[1].probe_interval", "out of bounds"),
         ("[[link]]\nname='a'\ninterface='x'\nbudget_day=0", "link[1].budget_day", "too small"),
         ("[[link]]\nname='a'\ninterface='x'\nsize_limit='10k'", "link[1].size_limit", "not a size"),
@@ -644,3 +674,34 @@ def test_mistakes_in_links(tmp_path: Path, text: str, key: str, message: str) ->
     assert [problem.key for problem in problems] == [key]
     assert message in problems[0].message
     assert problems[0].line
+
+
+# what is allowed and yet seldom meant
+
+
+def advised(tmp_path: Path, text: str) -> list[tuple[str, str]]:
+    found = advice.of_configuration(load(tmp_path, text))
+    return [(place, mistake.message) for place, mistake in found if "link" in place or "transport" in place]
+
+
+def test_what_no_link_would_ever_carry(tmp_path: Path) -> None:
+    vsat = "[[link]]\nname='vsat'\ninterface='sat0'\nsize_limit='100kB'\n"
+    assert advised(tmp_path, "smtp_links = ['vsat']\nmessage_size_limit = '100kB'\n" + vsat) == []
+    ((place, message),) = advised(tmp_path, "smtp_links = ['vsat']\n" + vsat)
+    assert place == "smtp_links"
+    assert "more than 100000 bytes" in message
+    quay = "[[link]]\nname='quay'\ninterface='eth0'\n"
+    assert advised(tmp_path, "smtp_links = ['vsat', 'quay']\n" + vsat + quay) == []
+    ((place, _),) = advised(tmp_path, "[transport.slow]\nsmtp_links = ['vsat']\n" + vsat + quay)
+    assert place == "transport.slow"
+
+
+def test_mail_that_would_go_back_to_where_it_came_from(tmp_path: Path) -> None:
+    link = (
+        "[[link]]\nname='a'\ninterface='x'\natrn='h'\natrn_user='u'\natrn_password_file='p'\natrn_domains=['b.example']"
+    )
+    ((place, message),) = advised(tmp_path, "relayhost = '[h]:366'\n" + link)
+    assert place == "link[1].atrn_domains"
+    assert "mail for b.example would go to relayhost" in message
+    inner = "transport_maps = [{ 'b.example' = 'inner:[192.0.2.1]' }]\n"
+    assert advised(tmp_path, "relayhost = '[h]:366'\n" + inner + link) == []

@@ -22,6 +22,7 @@ from edgemail.settings import Configuration, Link
 from edgemail.via import Via, tied
 
 if TYPE_CHECKING:
+    from edgemail.relay.queue.asks import Asked, Asks
     from edgemail.relay.queue.netlink import Netlink
 
 log = logging.getLogger("edgemail.link")
@@ -38,13 +39,17 @@ Opened = Callable[[Link], Awaitable[None]]
 
 
 class Uplinks:
-    """Watches all links and tells `links`. `opened` is awaited when one has become usable."""
+    """Watches all links and tells `links`. `opened` is awaited when one has become usable, `asked` as `asks` has it."""
 
-    def __init__(self, links: Links, configuration: Configuration, directory: Path, opened: Opened) -> None:
+    def __init__(
+        self, links: Links, configuration: Configuration, directory: Path, opened: Opened, asked: Asked | None = None
+    ) -> None:
         self._links = links
         self._configuration = configuration
         self._path = directory / FILE_NAME
         self._opened = opened
+        self._asked = asked
+        self._asks: Asks | None = None  # where a link has a provider
         self._netlink: Netlink | None = None
         self._probes: dict[str, tuple[Link, asyncio.Task[None], asyncio.Event]] = {}
         self._found: dict[str, tuple[bool, str]] = {}  # by the probe, for each link that has one
@@ -69,6 +74,8 @@ class Uplinks:
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
+        if self._asks is not None:
+            await self._asks.close()
         tasks = [*self._acts.values(), *(task for _, task, _ in self._probes.values())]
         if self._timer is not None:
             tasks.append(self._timer)
@@ -106,6 +113,12 @@ class Uplinks:
                 wake = asyncio.Event()
                 self._found[name] = (False, UNPROBED)
                 self._probes[name] = (link, asyncio.create_task(self._probe(link, wake)), wake)
+        if self._asked is not None and (self._asks is not None or any(link.etrn or link.atrn for link in links)):
+            if self._asks is None:
+                from edgemail.relay.queue.asks import Asks
+
+                self._asks = Asks(self._asked, lambda name: self._links.times_up(name) is not None)
+            self._asks.reload(links)
         if links and self._timer is None:
             self._timer = asyncio.create_task(self._keep_time())
         self.look()
@@ -207,7 +220,10 @@ class Uplinks:
 
         One that was usable all the time, as far as is known, has not come up because this process was started.
         """
-        if link.name in self._known and (link.on_up or link.etrn) and link.name not in self._acts:
+        fresh = link.name in self._known
+        if self._asks is not None and (fresh or link.ask_interval):
+            self._asks.came_up(link)
+        if fresh and link.on_up and link.name not in self._acts:
             self._acts[link.name] = asyncio.create_task(self._act(link))
 
     async def _act(self, link: Link) -> None:

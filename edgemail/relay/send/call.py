@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from edgemail.clock import Clock
 from edgemail.errors import EdgemailError, TableError
-from edgemail.relay.send.connect import Place, Unreached, connect, interleave
+from edgemail.relay.send.connect import Place, Unreached, connect, interleave, told
 from edgemail.relay.send.exchange import Broken, Peer
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.resolve import Host, ResolveError
@@ -46,14 +46,6 @@ class Credentials(Protocol):
     """Whom to log in as, where nobody says so."""
 
     def login(self, maps: Maps, hop: str, host: str = "") -> Login | None: ...
-
-
-def provider(text: str, port: int) -> str:
-    """HOST[:PORT] as a next hop: the host itself is meant, never its MX. ValueError with a hint."""
-    host, colon, given = text.partition(":") if not text.startswith("[") else (text, "", "")
-    hop = host if text.startswith("[") else f"[{host}]" + (f":{given}" if colon else "")
-    parsed = parse_hop(hop, port)
-    return f"[{parsed.host}]:{parsed.port}"
 
 
 class Caller:
@@ -105,8 +97,8 @@ class Caller:
             try:
                 line, _ = await connect([place], host.port, settings.smtp_connect_timeout, via)
             except Unreached as error:
-                why = next(iter(error.errors.values()))
-                raise CallFailed(f"connect to {peer.relay}: {why.strerror or why}") from error
+                why = told(next(iter(error.errors.values())))
+                raise CallFailed(f"connect to {peer.relay}: {why}") from error
             session = Session(line, peer, settings, self._clock.monotonic())
             try:
                 await session.open(self._contexts, name, login, clear=clear, dated=self._clock.trusted())

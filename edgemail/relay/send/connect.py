@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -204,6 +205,13 @@ class Unreached(Exception):
     @property
     def link(self) -> bool:
         return all(error.errno in UNREACHABLE for error in self.errors.values())
+
+
+def told(error: OSError) -> str:
+    """Why an address could not be reached. asyncio has its own words for some of it, and we for a link's addresses."""
+    if error.errno and error.errno != errno.EADDRNOTAVAIL:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 async def connect(places: Sequence[Place], port: int, seconds: float, via: Via | None = None) -> tuple[Line, Place]:

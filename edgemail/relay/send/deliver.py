@@ -6,9 +6,7 @@ each. Never raises: what nobody expected is a LOCAL outcome and a traceback in t
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +18,7 @@ from edgemail.envelope import Delivery, Disposal, Outcome, Target
 from edgemail.errors import Kind, TableError
 from edgemail.relay.send.berth import Berth
 from edgemail.relay.send.carry import Attempt, Carrier, Notice, Rewriter, no_notice
-from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave
+from edgemail.relay.send.connect import Line, Place, Unreached, connect, interleave, told
 from edgemail.relay.send.connections import Connections
 from edgemail.relay.send.conversation import LISTENING, Watch
 from edgemail.relay.send.exchange import Broken, Peer
@@ -405,10 +403,7 @@ def _unresolved(error: ResolveError, configured: bool) -> Verdict:
 
 def _unreached(error: Unreached, host: Host, configured: bool) -> Verdict:
     (_, address), last = list(error.errors.items())[-1]
-    why = os.strerror(last.errno) if last.errno else str(last)  # asyncio has its own words for some
-    if last.errno == errno.EADDRNOTAVAIL:
-        why = last.strerror or why  # which link has none
-    reply = Reply(450, "4.4.1", f"connect to {host.name}[{address}]:{host.port}: {why}")
+    reply = Reply(450, "4.4.1", f"connect to {host.name}[{address}]:{host.port}: {told(last)}")
     verdict = site_verdict(reply, configured, Phase.GREETING)
     return Verdict(Kind.LINK, reply, site_failed=True) if error.link else verdict
 

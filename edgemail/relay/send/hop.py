@@ -71,3 +71,11 @@ def _port(text: str, port: str) -> int:
         return socket.getservbyname(port.lower(), "tcp")
     except (OSError, UnicodeError):
         raise ValueError(f"'{text}': no service '{port}' in /etc/services; write its number") from None
+
+
+def provider(text: str, port: int) -> str:
+    """HOST[:PORT] as a next hop: the host itself is meant, never its MX. ValueError with a hint."""
+    host, colon, given = text.partition(":") if not text.startswith("[") else (text, "", "")
+    hop = host if text.startswith("[") else f"[{host}]" + (f":{given}" if colon else "")
+    parsed = parse_hop(hop, port)
+    return f"[{parsed.host}]:{parsed.port}"
