@@ -210,6 +210,7 @@ class Settings:
     delay_notice_recipient: str = _p("postmaster", "address", "for class delay")
     error_notice_recipient: str = _p("postmaster", "address", "for classes policy, protocol, resource, software")
     notice_recipient: str = _p("postmaster", "address", "who hears that a route pauses")
+    watchdog_device: str = _p("", "path", "the board's watchdog, such as /dev/watchdog: fed while /livez is well")
     # log
     syslog_name: str = _p("edgemail", "text", "first word of log lines", listener=True)
 

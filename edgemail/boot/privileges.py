@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import logging
 import os
@@ -13,8 +14,8 @@ from edgemail.errors import EdgemailError
 logger = logging.getLogger("edgemail.master")
 
 
-def drop(owner: str, directory: Path) -> None:
-    """As root: give the spool's directory to `owner` and become it. As anybody else: nothing.
+def drop(owner: str, directory: Path, device: str = "") -> None:
+    """As root: give the spool's directory, and a device if any, to `owner` and become it. As anybody else: nothing.
 
     Raises EdgemailError when there is no such user.
     """
@@ -30,6 +31,9 @@ def drop(owner: str, directory: Path) -> None:
         logger.warning("warning: the relay runs as root, because mail_owner is %s", owner)
         return
     give(directory, user.pw_uid, user.pw_gid)
+    if device:
+        with contextlib.suppress(OSError):  # who opens it says what is wrong with it
+            os.chown(device, user.pw_uid, -1, follow_symlinks=False)
     os.setgroups([user.pw_gid, *(group.gr_gid for group in grp.getgrall() if owner in group.gr_mem)])
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)

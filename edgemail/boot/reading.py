@@ -21,7 +21,14 @@ DEFAULT_PATH: Final = "/etc/edgemail/edgemail.toml"  # the image's
 CHILD_SECONDS: Final = 120.0  # limit: for the child that reads the configuration, on a slow card
 
 # What is bound, opened or given up once, at the start.
-AT_START: Final = ("queue_directory", "mail_owner", "spool_size", "inet_interfaces", "inet_protocols")
+AT_START: Final = (
+    "queue_directory",
+    "mail_owner",
+    "spool_size",
+    "inet_interfaces",
+    "inet_protocols",
+    "watchdog_device",
+)
 
 
 def find(path: str | None = None) -> str:

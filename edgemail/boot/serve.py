@@ -90,7 +90,7 @@ class Relay:
             self.server = Server(self.configuration.listeners)
             self.server.bind()
             undo.push_async_callback(self.server.drain, 0.0)
-            privileges.drop(settings.mail_owner, directory)
+            privileges.drop(settings.mail_owner, directory, settings.watchdog_device)
             self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
             undo.push_async_callback(self.store.close)
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
@@ -113,6 +113,7 @@ class Relay:
         give_back()
         self._ready.set()
         notify("READY=1")
+        self.status.watch(settings.watchdog_device)
 
     def _compose(self) -> None:
         """Make the parts and hand each what it needs of the others."""
@@ -312,6 +313,7 @@ class Relay:
             logger.warning("warning: not everything ended in %.0f s; what is in flight is tried again", STOP_SECONDS)
         finally:
             await self.store.close()
+            self.status.unwatch()
         logger.info("stopped")
 
 

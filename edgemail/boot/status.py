@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgemail import __version__
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgemail.boot.ownname import OwnName
     from edgemail.boot.serve import Relay
     from edgemail.envelope import Envelope, Recipient
+    from edgemail.health.hardware import WatchdogDevice
 
 log = logging.getLogger("edgemail.health")
 
@@ -53,6 +55,7 @@ class Status:
         self.prober = Prober(relay)
         self.gauges = Gauges(relay, self.guards, self.survey)
         self._http: HttpServer | None = None
+        self._device: WatchdogDevice | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._measured = clock.monotonic()
         self._wanted = clock.monotonic()
@@ -117,6 +120,21 @@ class Status:
         if self._http is not None:
             await self._http.close()
             self._http = None
+
+    def watch(self, device: str) -> None:
+        """From now on the board is reset when we are not alive; "" for no device."""
+        if not device:
+            return
+        from edgemail.health.hardware import WatchdogDevice
+
+        self._device = WatchdogDevice(Path(device), self.alive)
+        if self._device.open():
+            self._tasks.append(asyncio.create_task(self._device.run(), name="watchdog-device"))
+
+    def unwatch(self) -> None:
+        """An orderly end: nothing more has to be alive."""
+        if self._device is not None:
+            self._device.close()
 
     async def _measuring(self) -> None:
         while True:

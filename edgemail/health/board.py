@@ -32,6 +32,7 @@ class Condition:
     """One component now. `reason` is a word for programs, `message` a sentence for people; both "" when all is well.
 
     `counts` False: the component informs and does not make the box itself unwell (a dead upstream is not the box's).
+    `told`: its owner logs its changes.
     """
 
     state: State = State.OK
@@ -39,6 +40,7 @@ class Condition:
     message: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
     counts: bool = True
+    told: bool = False
 
 
 Probe = Callable[[], Mapping[str, Condition]]  # component name ("spool", "route.smtp:[isp]:587") -> its condition
@@ -75,7 +77,7 @@ class Board:
             before = self._known.get(name)
             if before is None or before[:2] != (condition.state, condition.reason):
                 self._known[name] = (condition.state, condition.reason, self._clock.wall())
-                if before is not None or condition.state is not State.OK:
+                if not condition.told and (before is not None or condition.state is not State.OK):
                     level = logging.WARNING if condition.state is not State.OK else logging.INFO
                     log.log(level, "%s: state=%s, reason=%s (%s)", name, condition.state.name.lower(),
                             condition.reason or "none", condition.message or "well")  # fmt: skip

@@ -77,8 +77,9 @@ class Guard:
             "tripped": self.trips,
         }
         if state is State.OK:
-            return Condition(numbers=numbers)
-        return Condition(state, f"{self.name}-short", SENTENCES[self.level].format(name=self.name), numbers)
+            return Condition(numbers=numbers, told=True)
+        sentence = SENTENCES[self.level].format(name=self.name)
+        return Condition(state, f"{self.name}-short", sentence, numbers, told=True)
 
 
 class RoomGuard:
@@ -125,8 +126,8 @@ class RoomGuard:
             "tripped": self.trips,
         }
         if not self.full:
-            return Condition(numbers=numbers)
-        return Condition(State.FAILED, f"{self.name}-full", self.sentence, numbers)
+            return Condition(numbers=numbers, told=True)
+        return Condition(State.FAILED, f"{self.name}-full", self.sentence, numbers, told=True)
 
 
 SENTENCES: Final = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import smtplib
 import socket
@@ -148,6 +149,30 @@ def test_the_service_manager_hears_of_it(tmp_path: Path) -> None:
         assert one.stop() == 0
         while "STOPPING=1" not in heard:
             heard.append(manager.recv(4096).decode())
+
+
+def test_the_boards_watchdog_is_fed_and_put_to_sleep(tmp_path: Path) -> None:
+    path = tmp_path / "watchdog"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with relay(tmp_path, f'watchdog_device = "{path}"\n') as one:
+            eaten = bytearray()
+
+            def fed() -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    eaten.extend(os.read(reader, 100))
+                return bool(eaten)
+
+            one.wait_until(fed, "food for the watchdog")
+            assert set(eaten) == {0}
+            assert one.stop() == 0
+            assert os.read(reader, 100).endswith(b"V")
+            one.start()
+            one.kill()
+            assert b"V" not in os.read(reader, 100)  # and the board is reset
+    finally:
+        os.close(reader)
 
 
 class Alarms:

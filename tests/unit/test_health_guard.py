@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,17 @@ from hypothesis import strategies as st
 
 from edgemail.clock import ManualClock
 from edgemail.health.board import Board, Condition, State
-from edgemail.health.guard import BIG_MESSAGE, Guard, Guards, Level, Memory, MemoryReader, descriptor_share
+from edgemail.health.guard import (
+    BIG_MESSAGE,
+    MEMORY_THRESHOLDS,
+    Guard,
+    Guards,
+    Level,
+    Memory,
+    MemoryReader,
+    RoomGuard,
+    descriptor_share,
+)
 
 MIB = 1 << 20
 THRESHOLDS = (0.75, 0.85, 0.92)
@@ -169,3 +180,23 @@ def test_a_probe_that_fails_is_a_condition() -> None:
 
     board.add(probe)
     assert board.status()["components"]["health"]["reason"] == "probe-failed"
+
+
+def test_a_change_of_a_guard_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By the guard, with what was measured; not once more as a change of the status."""
+    clock = ManualClock()
+    memory = Guard("memory", MEMORY_THRESHOLDS, clock)
+    disk = RoomGuard("disk", "The disk is full", clock)
+    board = Board(clock)
+    board.add(lambda: {"guard.memory": memory.condition(), "guard.disk": disk.condition()})
+    with caplog.at_level(logging.INFO):
+        for share, free in ((0.5, 500), (0.95, 50), (0.95, 50), (0.93, 101), (0.5, 500), (0.5, 500)):
+            memory.measure(share)
+            disk.measure(free, 100, 1000)
+            board.conditions()
+    assert [record.getMessage() for record in caplog.records] == [
+        "guard memory: level=no_big_messages, measured=95%",
+        "guard disk: level=full, free=50, needed=100",
+        "guard memory: level=calm, measured=50%",
+        "guard disk: level=calm, free=500, needed=100",
+    ]
