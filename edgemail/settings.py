@@ -250,6 +250,36 @@ class Push:
     ca_file: str = ""  # trusted roots, PEM; "" = the system's
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The `[network]` table, for the system image: how the box gets its addresses. A relay on another system ignores it."""
+
+    interface: str = ""  # "" = the first wired one
+    vlan: int = 0  # 0 = untagged
+    address: Names = ("dhcp",)  # "dhcp", and addresses with their prefix: "192.0.2.7/24"
+    gateway: Names = ()
+    nameservers: Names = ()  # () = those of DHCP
+    ipv6: str = "auto"  # auto: by router advertisement; off
+
+
+@dataclass(frozen=True, slots=True)
+class TimeServers:
+    """The `[time]` table, for the system image."""
+
+    servers: Names = ("2.debian.pool.ntp.org",)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The `[update]` table, for the system image: where releases come from, and when they may come by themselves."""
+
+    url: str = ""  # of the newest bundle; "" = nobody is asked
+    keys: Names = ()  # public keys that are trusted beside those of the image, 64 hex digits
+    check_interval: float = 86_400.0  # seconds; 0 = never by itself
+    windows: Names = ()  # hours in which a release is installed by itself; () = never
+    ca_file: str = ""  # trusted roots, PEM; "" = the system's
+
+
 LINK_CLASSES = ("fibre", "lte", "satellite")
 ON_UP = ("flush",)
 
@@ -300,6 +330,9 @@ class Configuration:
     given: Mapping[str, int] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
     push: Push | None = None
+    network: Network = Network()
+    time: TimeServers = TimeServers()
+    update: Update = Update()
 
     def transport(self, name: str) -> Settings:
         """The settings in force for a transport: the box's where it has none of its own."""

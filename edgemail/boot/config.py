@@ -74,7 +74,11 @@ def parse(path: str) -> tuple[dict[str, Any], dict[str, int]]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _unreadable(path, "is not UTF-8 text", line=line) from error
-    text = text.replace("\r\n", "\n")
+    return parse_text(path, text.replace("\r\n", "\n"))
+
+
+def parse_text(path: str, text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The same of a text, its lines ended by a newline alone; `path` names it in messages."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -92,6 +96,8 @@ def _unreadable(path: str, message: str, hint: str = "", line: int = 0) -> Confi
 def _toml_hint(text: str, line: int) -> str:
     """What is most often wrong in a line that came from main.cf."""
     source = text.splitlines()[line - 1 : line]
+    if source and re.search("[\u2018-\u201e\u00ab\u00bb]", source[0]):
+        return """write straight quotes: "text\""""
     match = re.match(r"\s*[A-Za-z0-9_]+\s*=\s*([^\"'\[{\s#][^#]*)", source[0]) if source else None
     if match:
         value = match[1].strip()

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from edgemail.boot import checks
+from edgemail.boot import checks, site
 from edgemail.boot.absent import ABSENT
 from edgemail.boot.expand import DEFAULTS, FIELDS, Layer, Mistake, Scope, split
 from edgemail.boot.links import links
@@ -24,7 +24,7 @@ from edgemail.settings import PARAMETERS, Configuration, Health, Listener, Setti
 
 MAX_LISTENERS: Final = 64  # limit: [[listener]] tables
 DEFAULT_PORT: Final = 25  # of the one listener of a file that names none
-TABLES: Final = ("listener", "transport", "link", "health", "push")
+TABLES: Final = ("listener", "transport", "link", "health", "push", "network", "time", "update")
 LISTENER_KEYS: Final = ("name", "address", "port", "profile")
 HEALTH_KEYS: Final = ("address", "port", "token_file", "networks")
 TRANSPORT_SUFFIXES: Final = {
@@ -75,13 +75,14 @@ class Reading:
         health = self._health(data["health"], scope, files) if "health" in data else None
         uplinks = links(self, data.get("link", []), scope, files=files)
         pushed = push(self, data["push"], self.base, files=files) if "push" in data else None
+        image = site.tables(self, data, self.base, files=files)
         self._known(scope, settings, transports, {link.name for link in uplinks})
         if files:
             self._found(scope, checks.of_files(settings), checks.of_queue_directory(settings))
         if self.problems or self.derived:
             unique = dict.fromkeys(self.problems or self.derived)
             raise ConfigurationError(self.path, tuple(sorted(unique, key=lambda problem: problem.line)))
-        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks, pushed)
+        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks, pushed, *image)
 
     def _unknown(self, key: str, known: list[str], place: str = "") -> None:
         if not place and key in ABSENT:

@@ -71,6 +71,7 @@ def as_json(configuration: Configuration, names: Sequence[str] = (), *, changed:
             document["health"] = dataclasses.asdict(configuration.health)
         if configuration.push is not None:
             document["push"] = dict(_push(configuration.push))
+        document |= _image(configuration)
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
@@ -169,6 +170,22 @@ def _tables(configuration: Configuration) -> Iterator[str]:
     if configuration.push is not None:
         yield "\n[push]"
         yield from (f"{key} = {_value(value)}" for key, value in _push(configuration.push))
+    for name, table in _image(configuration).items():
+        yield f"\n[{name}]"
+        yield from (f"{key} = {_value(value)}" for key, value in table.items())
+
+
+def _image(configuration: Configuration) -> dict[str, dict[str, Any]]:
+    """The tables of the system image, as far as they say something."""
+    tables = {name: getattr(configuration, name) for name in ("network", "time", "update")}
+    out: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        unset = type(table)()
+        for field in dataclasses.fields(table):
+            value = getattr(table, field.name)
+            if value != getattr(unset, field.name):
+                out.setdefault(name, {})[field.name] = value
+    return out
 
 
 def _link(link: Link) -> dict[str, Any]:
