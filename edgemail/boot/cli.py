@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     import argparse
 
-    from edgemail.boot import queue_command, spool_command
+    from edgemail.boot import box_command, queue_command, spool_command
 
     class Parser(argparse.ArgumentParser):
         """Wrong use exits with 64, as sysexits has it."""
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     config.set_defaults(run=_config)
     queue_command.add_to(commands)
     spool_command.add_to(commands)
+    box_command.add_to(commands)
     reload = commands.add_parser("reload", help="let the running relay read its configuration again")
     reload.set_defaults(run=_reload)
     status = commands.add_parser("status", help="what the running relay says of itself, as JSON")

@@ -35,7 +35,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "dns": ("edgemail.relay.send.resolve", "edgemail.relay.receive.policy"),
     "cryptography": ("edgemail.boot.bundle", "edgemail.boot.certs"),
     "psutil": ("edgemail.health.guard", "edgemail.boot.serve"),
-    "argparse": ("edgemail.boot.cli", "edgemail.boot.queue_command", "edgemail.boot.spool_command"),
+    "argparse": (
+        "edgemail.boot.box_command",
+        "edgemail.boot.cli",
+        "edgemail.boot.queue_command",
+        "edgemail.boot.spool_command",
+    ),
     "email": (),
     "smtplib": (),
     "requests": (),
