@@ -30,6 +30,16 @@ _HARMFUL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 _LEVELS: Final = {"mail": logging.CRITICAL, "asyncio": logging.WARNING}
 
 
+_process: Final = [os.getpid()]  # asked of the kernel once, not for each line
+
+
+def _forked() -> None:
+    _process[0] = os.getpid()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Formatter(logging.Formatter):
     """`Nov 21 10:22:29 host edgemail/smtpd[123]: warning: text`, or `<4>edgemail/smtpd[123]: warning: text`.
 
@@ -66,7 +76,7 @@ class Formatter(logging.Formatter):
         if head is None:
             service = record.name.removeprefix("edgemail").lstrip(".").partition(".")[0] or "master"
             head = self._services[key] = f"{key[1]}/{service}"
-        process = record.process or os.getpid()
+        process = record.process or _process[0]
         if self.journal:
             return f"<{PRIORITY.get(record.levelno, 6)}>{head}[{process}]: "
         second = int(record.created)

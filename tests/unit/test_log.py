@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,3 +196,15 @@ def test_the_second_that_is_kept_is_the_records_own() -> None:
     first, second = (form.format(record("x", created=1_795_256_549.9 + late)) for late in (0.0, 0.2))
     assert first[13:15] != second[13:15]
     assert form.format(record("x", created=1_795_256_549.0)) == first
+
+
+def test_a_child_logs_under_its_own_number() -> None:
+    """In a process of its own: one that has threads must not fork."""
+    program = (
+        "import logging, os, sys; from edgemail.boot import log; log.start('x'); print(os.getpid());"
+        "sys.stdout.flush(); child = os.fork(); print(child or os.getpid()) if child == 0 else os.waitpid(child, 0);"
+        "logging.getLogger('edgemail.smtpd').info('hello')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    parent, child = done.stdout.split()
+    assert re.findall(r"smtpd\[(\d+)\]: hello", done.stderr) == [child, parent]

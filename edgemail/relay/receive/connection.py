@@ -59,7 +59,6 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
         self._error: Exception | None = None  # what the connection broke of
         self._listening: asyncio.Future[None] | None = None  # the task waits, and what comes is answered at once
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0  # loop's time, while listening; the timer may be earlier, and then goes on
         self._since = 0.0  # loop's time: so long we have been waiting
         self._patience: asyncio.Timeout | None = None  # of a wait that is not listening
         self._pausing: asyncio.Future[None] | None = None
@@ -73,12 +72,17 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
 
     # ---- what the session does
 
-    def _heard(self, data: bytes) -> bool:
-        """Answer what came, b"" at the end of input; False when that takes the task."""
+    def _heard(self, data: bytes, now: float) -> bool:
+        """Answer what came, b"" at the end of input, at `now` of the loop; False when that takes the task."""
         raise NotImplementedError
 
     def _left(self) -> float:
-        """Seconds for the next bytes to come; 0.0 or less: the session must end now."""
+        """Seconds for the next bytes to come, counted from `_since`; the moment that this makes never moves back."""
+        raise NotImplementedError
+
+    @property
+    def _must_end(self) -> bool:
+        """It is not to listen any more."""
         raise NotImplementedError
 
     # ---- the connection, as asyncio tells it
@@ -136,6 +140,8 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
 
     async def _listen(self) -> None:
         """Until something takes the task. Raises Overdue, and OSError when the connection broke."""
+        if self._must_end:
+            raise Overdue
         if self._error is not None:
             raise self._error
         listening = self._listening = self.loop.create_future()
@@ -164,7 +170,7 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
             return
         now = self.loop.time()
         try:
-            more = self._heard(data)
+            more = self._heard(data, now)
         except Exception as error:
             listening.set_exception(error)
             return
@@ -182,25 +188,23 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
                 self.transport.pause_reading()
 
     def _wait_on(self, now: float) -> None:
-        """One timer for the whole session: it is set again when it rings too early, not at each command."""
-        left = self._left()
-        if left <= 0.0:
-            self._interrupt(Overdue())
-            return
+        """Wait for the next bytes, from `now` on.
+
+        One timer for the whole session, which is not set again at each command: the end of our patience only moves
+        away while a client speaks, and where it is now is asked when the timer rings.
+        """
         self._since = now
-        self._deadline = now + left
-        if self._timer is not None:
-            if self._timer.when() <= self._deadline:
-                return
-            self._timer.cancel()
-        self._timer = self.loop.call_at(self._deadline, self._ring)
+        if self._timer is None:
+            self._ring()
 
     def _ring(self) -> None:
+        """The session must end, or when to look again."""
         self._timer = None
         if self._listening is None or self._listening.done():
             return  # it is set when we listen again
-        if self._deadline > self.loop.time():
-            self._timer = self.loop.call_at(self._deadline, self._ring)
+        deadline = self._since + self._left()
+        if deadline > self.loop.time():
+            self._timer = self.loop.call_at(deadline, self._ring)
         else:
             self._interrupt(Overdue())
 

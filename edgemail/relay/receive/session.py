@@ -97,6 +97,10 @@ class Session(Connection):
         return self.clerk.committing
 
     @property
+    def _must_end(self) -> bool:
+        return self._retiring and (self._over or not self._busy)
+
+    @property
     def _busy(self) -> bool:
         return self.dialog.in_transaction or self.dialog.in_content
 
@@ -165,12 +169,14 @@ class Session(Connection):
         if self._last != "QUIT" and self._at_end:
             clerk.service.log.info("lost connection after %s from %s", self._after, clerk.label)
 
-    def _heard(self, data: bytes) -> bool:
-        now = self.loop.time()
+    def _heard(self, data: bytes, now: float) -> bool:
+        dialog = self.dialog
         self._waited += now - self._since
         self._came += len(data)
-        self.dialog.receive_data(data)
-        return self._advance()
+        if self._came >= HEARD and dialog.in_content:
+            self._heard_at = now
+        dialog.receive_data(data)
+        return self._advance() and not self._must_end
 
     def _advance(self) -> bool:
         """Answer what can be answered at once; all that one read brings by one write. False: the task is needed."""
@@ -180,6 +186,8 @@ class Session(Connection):
                 clerk.take(event.data)
             elif not self._respond(event):
                 return False
+        if not dialog.unread and not dialog.in_content:
+            self._waited, self._came = 0.0, 0
         self._choked = not self._write(dialog.data_to_send())
         return not (dialog.closed or clerk.unsettled or self._choked)
 
@@ -245,17 +253,11 @@ class Session(Connection):
 
         What counts is the time in which we waited for the client, not that in which it waited for us.
         """
-        settings, dialog = self._settings, self.dialog
-        if self._retiring and (self._over or not self._busy):
-            return 0.0
-        if not dialog.in_content:
-            if not dialog.unread:
-                self._waited, self._came = 0.0, 0
+        settings = self._settings
+        if not self.dialog.in_content:
             return settings.smtpd_timeout - self._waited
         if not settings.smtpd_min_data_rate:
             return settings.smtpd_timeout
-        if self._came >= HEARD:
-            self._heard_at = self.loop.time()
         earned = settings.smtpd_timeout + self._came / settings.smtpd_min_data_rate
         return min(settings.smtpd_timeout, earned - self._waited)
 

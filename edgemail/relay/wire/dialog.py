@@ -182,7 +182,7 @@ class Dialog:
         self.errors = self.error_number(reply) or self.errors
         self._asked = None
         if not (isinstance(event, Begin) and event.chunking and reply.positive):
-            self._out.append(reply.encode())
+            self._out.append(replies.encoded(reply))
         self._settle(event, reply)
         if reply.code in (221, 421) or isinstance(event, Quit) or (isinstance(event, Bad) and event.fatal):
             self.closed = True

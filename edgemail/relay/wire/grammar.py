@@ -39,7 +39,7 @@ _LENIENT_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
 # What nearly every command is: one match and it is parsed.
 _COMMON: Final = re.compile(
     rf" ?<([A-Za-z0-9!#$%&'*+/=?^_`{{|}}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~-]+)*)"
-    rf"@({_LABEL}(?:\.{_LABEL})*\.[A-Za-z][A-Za-z0-9-]*[A-Za-z0-9])>(?: +(.*))?\Z"
+    rf"@((?:{_LABEL}\.)*[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?)>(?: +(.*))?\Z"
 )
 _BRACKETED: Final = re.compile(r'<((?:"(?:[^"\\]|\\.)*"|[^"<>])*)>(?: +(.*))?\Z')
 _NAKED: Final = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^ "<>])+)(?: +(.*))?\Z')

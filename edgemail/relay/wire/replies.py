@@ -178,3 +178,11 @@ def too_many_recipients_from(client: str) -> Reply:
 
 def shutting_down(host: str) -> Reply:
     return Reply(421, "4.3.2", f"{host} Service shutting down")
+
+
+def encoded(reply: Reply) -> bytes:
+    """`reply` on the wire; of those that nearly every session is given it is kept."""
+    return _ENCODED.get(id(reply)) or reply.encode()
+
+
+_ENCODED: Final = {id(reply): reply.encode() for reply in (OK, MAIL_OK, RCPT_OK, GO_AHEAD, BYE)}  # they live as long
