@@ -59,6 +59,21 @@ def _look(directory: Path) -> dict[str, Any]:
     }
 
 
+def _pages(directory: Path) -> list[str]:
+    """What is wrong with the file's pages, which nothing can be read through. Not while a relay writes them."""
+    from edgemail.spool.environment import DATA, holder_of
+    from edgemail.spool.pages import inspect
+
+    if holder_of(directory) is not None:
+        return []
+    try:
+        return inspect(directory / DATA, always=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Failure(f"{directory}: {error.strerror}", EX_TEMPFAIL) from error
+
+
 def _say(found: dict[str, Any], as_json: bool, repaired: bool) -> None:
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
@@ -76,6 +91,15 @@ def _say(found: dict[str, Any], as_json: bool, repaired: bool) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     directory, _ = _directory(arguments)
+    damage = _pages(directory)
+    if damage:
+        if arguments.json:
+            print(json.dumps({"directory": str(directory), "sound": False, "pages": damage}))
+        else:
+            for one in damage:
+                print(f"{directory}: {one}")
+            print("edgemail spool repair saves what can be read into a new file, and keeps this one")
+        return EX_DATAERR
     found = _look(directory)
     _say(found, arguments.json, repaired=False)
     sound: bool = found["sound"]
@@ -85,6 +109,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _repair(arguments: argparse.Namespace) -> int:
     directory, size = _directory(arguments)
     become_owner(directory)
+    _salvage(directory, size, arguments.json)
     found = _look(directory)
     try:
         asyncio.run(_set_aside(directory, size, found))
@@ -94,6 +119,29 @@ def _repair(arguments: argparse.Namespace) -> int:
         raise Failure(str(error), EX_TEMPFAIL) from error
     _say(found, arguments.json, repaired=True)
     return EX_OK
+
+
+def _salvage(directory: Path, size: int, as_json: bool) -> None:
+    """Where pages are damaged: a new file from what can be read."""
+    if not _pages(directory):
+        return
+    from edgemail.spool.salvage import salvage
+
+    try:
+        done = salvage(directory, size, SystemClock().wall())
+    except SpoolBusy as error:
+        raise Failure(f"{error}; stop the relay first", EX_TEMPFAIL) from error
+    except SpoolError as error:
+        raise Failure(str(error), EX_TEMPFAIL) from error
+    if done is None or as_json:
+        return
+    for one in done.damage:
+        print(f"{directory}: {one}")
+    print(f"{done.records} records saved; the damaged file is {done.kept}")
+    if done.held:
+        print(f"{done.held} messages are on hold: they may have been delivered before; edgemail queue release")
+    if done.unread:
+        print(f"{done.unread} records stand on damaged pages; what they belong to is set aside below")
 
 
 async def _set_aside(directory: Path, size: int, found: dict[str, Any]) -> None:

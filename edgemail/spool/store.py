@@ -27,6 +27,7 @@ from edgemail.spool.journal import Journal, begin
 from edgemail.spool.journal_file import JournalFile
 from edgemail.spool.journal_layout import BLOCK, LARGEST_BODY, MIN_SIZE, Entry
 from edgemail.spool.layout import Meta
+from edgemail.spool.pages import refuse_damage
 from edgemail.spool.records import Edit, Tail
 from edgemail.spool.recover import Recovered, recover
 from edgemail.spool.register import ID_BLOCK, Register, first_id
@@ -57,6 +58,7 @@ def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0, journ
     with contextlib.ExitStack() as undo:
         undo.callback(holder.release)
         try:
+            refuse_damage(directory)
             environment = Environment(directory, max(size, MIN_MAP))
             undo.callback(environment.close)
             register, recovered, file = _take_up(environment, clock, journal)
@@ -426,6 +428,8 @@ def open_reader(directory: Path) -> Reader:
         raise SpoolError(f"{directory}: there is no spool here") from None
     except OSError as error:
         raise SpoolError(f"{directory}: {error.strerror}: ask as root or as the owner of the spool") from error
+    if holder_of(directory) is None:  # beside a relay that writes, pages are never all of one moment
+        refuse_damage(directory)
     try:
         environment = Environment(directory, readonly=True)
     except SpoolError as error:
