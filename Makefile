@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 EDITABLE := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check crash fuzz fmt bench image relock clean
+.PHONY: help install run test check crash fuzz matrix fmt bench image relock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -37,6 +37,14 @@ crash: $(VENV)/.tests ## cut the power in ten thousand ways, kill the process, l
 
 fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing, ten minutes for each target; SECONDS=60 TARGETS="dialog http" for less
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(TARGETS)
+
+matrix: ## unit tests with the libraries of Debian 13 and with the newest ones; PYTHON=python3.13 for another Python
+	@for each in debian13 newest; do \
+	    $(PYTHON) -m venv --clear .cache/matrix/$$each && \
+	    .cache/matrix/$$each/bin/python -m pip install -q --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	        -c tests/$$each.txt $(EDITABLE) -e '.[test]' && \
+	    echo "--- $$each, $$($(PYTHON) --version)" && \
+	    .cache/matrix/$$each/bin/python -m pytest tests/unit --ignore tests/unit/test_linters.py $(ARGS) || exit 1; done
 
 fmt: $(VENV)/.tests ## format the code and write the generated parts of docs/ anew
 	@$(BIN)/ruff check -q --fix-only
