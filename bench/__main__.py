@@ -8,97 +8,48 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import thin_link
-from bench.systems import SYSTEMS, System
-from tests.peers.postfix import smtp_sink, smtp_source
+from bench import backlog, resident, thin_link, traffic
+from bench.cases import Case, Figures, Row
+from bench.systems import SYSTEMS
 
-SECONDS = 300.0
-WARM_UP = 100  # messages before a case that do not count
+CASES: tuple[Case, ...] = (*traffic.CASES, *resident.CASES, *thin_link.CASES, *backlog.CASES)
+HEAD = "| case | Postfix | edgemail | ratio | target | met |\n|---|---|---|---|---|---|"
 
-
-@dataclass(frozen=True)
-class Case:
-    """`kind`: accept (deliveries held; the 250 counts) or relay (the next hop's 250 counts)."""
-
-    kind: str
-    size: int
-    sessions: int
-    messages: int
-    target: float  # at least so many times Postfix
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.size // 1000} KB, {self.sessions} session{'s' if self.sessions > 1 else ''}"
+Found = dict[str, list[Figures]]  # by system, a run each
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One run of one case."""
-
-    rate: float  # messages per second
-    cpu: float  # seconds per 1,000 messages
-
-
-CASES = [
-    Case("accept", 1000, 1, 1000, 1.6),
-    Case("accept", 1000, 4, 2000, 2.5),
-    Case("accept", 1000, 16, 3000, 3.5),
-    Case("accept", 1000, 50, 3000, 4.0),
-    Case("relay", 1000, 1, 1000, 1.8),
-    Case("relay", 1000, 4, 2000, 2.5),
-    Case("relay", 1000, 16, 2000, 4.0),
-    Case("relay", 1000, 50, 2000, 5.0),
-]
+def measure(case: Case, rounds: int) -> Found:
+    """By turns, and each first in turn."""
+    found: Found = defaultdict(list)
+    for number in range(1 if case.once else rounds):
+        names = ["edgemail"] if case.alone else list(SYSTEMS)[:: 1 if number % 2 else -1]
+        for name in names:
+            found[name].append(case.run(name))
+    return found
 
 
-def work(system: System, case: Case, messages: int) -> None:
-    """Send them, and wait until they are where they should be."""
-    before = system.sent()
-    sessions = min(case.sessions, messages)
-    done = smtp_source(system.port, messages=messages, sessions=sessions, length=case.size, seconds=SECONDS)
-    assert done.returncode == 0, done.stderr
-    until = time.monotonic() + SECONDS
-    while case.kind == "relay" and system.sent() - before < messages:
-        assert time.monotonic() < until, f"{system.name}: {system.sent() - before} of {messages} delivered"
-        time.sleep(0.005)
-
-
-def measure(name: str, case: Case) -> Figure:
-    """One run: a fresh system with an empty spool, warmed up."""
-    with smtp_sink("-u", "nobody", backlog=200) as hop, SYSTEMS[name](hop, held=case.kind == "accept") as system:
-        work(system, case, WARM_UP)
-        cpu, started = system.cpu(), time.monotonic()
-        work(system, case, case.messages)
-        seconds = time.monotonic() - started
-        return Figure(case.messages / seconds, (system.cpu() - cpu) / case.messages * 1000)
-
-
-def median(found: list[Figure]) -> Figure:
-    return Figure(statistics.median(one.rate for one in found), statistics.median(one.cpu for one in found))
-
-
-def line(case: Case, found: dict[str, list[Figure]]) -> str:
-    """One row of the table."""
-    ours, theirs = median(found["edgemail"]), median(found["postfix"])
-    pairs = zip(found["edgemail"], found["postfix"], strict=True)
-    ratio = statistics.median(our.rate / their.rate for our, their in pairs)
-    met = "yes" if ratio >= case.target else "no"
-    cpu = ours.cpu / theirs.cpu if theirs.cpu else 0.0
-    return (
-        f"| {case.name} | {theirs.rate:.0f} | {ours.rate:.0f} | {ratio:.2f} | {case.target:.1f} | {met} "
-        f"| {theirs.cpu:.2f} | {ours.cpu:.2f} | {cpu:.2f} |"
-    )
-
-
-HEAD = (
-    "| case | Postfix /s | edgemail /s | ratio | target | met | CPU s per 1,000: Postfix | edgemail | ratio |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
+def line(row: Row, found: Found) -> str:
+    """One row of the table: medians, the median of the pairs' ratios, and whether the target is met."""
+    ours = [one[row.figure] for one in found["edgemail"]]
+    theirs = [one[row.figure] for one in found.get("postfix", [])]
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs and all(theirs) else None
+    value, bound, target = ratio, row.ratio, "-"
+    if row.limit is not None:
+        value, bound, target = (
+            statistics.median(ours),
+            row.limit,
+            f"{'>=' if row.rate else '<='} {row.limit:g} {row.unit}",
+        )
+    elif row.ratio is not None:
+        target = f"{'>=' if row.rate else '<='} {row.ratio:g}x"
+    met = "-"
+    if value is not None and bound is not None:
+        met = "yes" if (value >= bound if row.rate else value <= bound) else "no"
+    shown = [f"{statistics.median(each):.4g} {row.unit}" if each else "-" for each in (theirs, ours)]
+    return f"| {row.label} | {' | '.join(shown)} | {f'{ratio:.2f}' if ratio else '-'} | {target} | {met} |"
 
 
 def machine() -> str:
@@ -111,25 +62,23 @@ def machine() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each case on each system (default: 3)")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", action="append", help="cases whose name holds this; may be given again")
+    parser.add_argument("--list", action="store_true", help="name the cases, run none")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures go")
     arguments = parser.parse_args()
+    chosen = [case for case in CASES if any(word in case.name for word in arguments.only or [""])]
+    if arguments.list:
+        print("\n".join(case.name for case in chosen))
+        return 0
     print(machine(), file=sys.stderr)
     print(HEAD, flush=True)
-    figures: dict[str, dict[str, list[Figure]]] = {}
-    for case in CASES:
-        if arguments.only not in case.name:
-            continue
-        found: dict[str, list[Figure]] = defaultdict(list)
-        for number in range(arguments.rounds):
-            for name in list(SYSTEMS)[:: 1 if number % 2 else -1]:  # by turns, and each first in turn
-                found[name].append(measure(name, case))
-        figures[case.name] = found
-        print(line(case, found), flush=True)
-    thin = thin_link.run(arguments.only)
+    results: dict[str, Found] = {}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    results = {case: {name: [asdict(one) for one in each] for name, each in by.items()} for case, by in figures.items()}
-    arguments.json.write_text(json.dumps({"machine": machine(), "cases": results, "thin link": thin}, indent=2) + "\n")
+    for case in chosen:
+        found = results[case.name] = measure(case, arguments.rounds)
+        for row in case.rows:
+            print(line(row, found), flush=True)
+        arguments.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=2) + "\n")
     return 0
 
 

@@ -7,71 +7,164 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.peers.postfix import postfix
-from tests.scenarios.relay import relay
+from bench.medium import Medium
+from tests.peers.ports import free_port
+from tests.peers.postfix import Postfix
+from tests.scenarios.relay import Relay
 
 TICKS = os.sysconf("SC_CLK_TCK")
 SENT = b"status=sent"
+SECONDS = 900.0  # limit: for anything that is waited for
 
 
 @dataclass
 class System:
-    """One that runs: where it takes mail, where it logs, which processes are its own."""
+    """One that runs. `command` runs one of its queue commands by Postfix's name; its output."""
 
     name: str
     port: int
     log: Path
     process: int
+    command: Callable[..., bytes]
+    stop: Callable[[], None]
+    launch: Callable[[], int]  # after `stop`; the new process
     _at: int = 0
-    _sent: int = 0
+    _counts: dict[bytes, int] = field(default_factory=dict)
 
-    def sent(self) -> int:
-        """Deliveries that its log knows of."""
+    def logged(self, word: bytes) -> int:
+        """How often `word` stands in its log; always ask for the same few."""
         with self.log.open("rb") as file:
             file.seek(self._at)
             new = file.read()
         end = new.rfind(b"\n") + 1
         self._at += end
-        self._sent += new[:end].count(SENT)
-        return self._sent
+        for each in (SENT, b"status=deferred", word):
+            self._counts.setdefault(each, 0)
+        for each in self._counts:
+            self._counts[each] += new[:end].count(each)
+        return self._counts[word]
 
-    def cpu(self) -> float:
-        """Seconds of CPU of its processes so far, those that have ended among them."""
+    def wait_for(self, word: bytes, count: int) -> None:
+        """Until `word` stands in the log `count` times."""
+        until = time.monotonic() + SECONDS
+        while (found := self.logged(word)) < count:
+            assert time.monotonic() < until, f"{self.name}: {word.decode()} {found} times, not {count}"
+            time.sleep(0.005)
+
+    def start(self) -> float:
+        """Start it again after `stop`; seconds until it greets."""
+        started = time.monotonic()
+        self.process = self.launch()
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)) as client:
+                if client.recv(100):
+                    return time.monotonic() - started
+            assert time.monotonic() - started < SECONDS
+            time.sleep(0.002)
+
+    def processes(self) -> set[int]:
+        """Its own and all that these have begun."""
         parents: dict[int, int] = {}
-        times: dict[int, int] = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                words = path.read_text().rpartition(")")[2].split()
-                parents[int(path.parent.name)] = int(words[1])
-                times[int(path.parent.name)] = sum(map(int, words[11:15]))
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
         own = {self.process}
         while more := {pid for pid, parent in parents.items() if parent in own} - own:
             own |= more
-        return sum(times.get(pid, 0) for pid in own) / TICKS
+        return own
+
+    def cpu(self) -> float:
+        """Seconds of CPU of its processes so far, those that have ended among them."""
+        ticks = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        return ticks / TICKS
+
+    def memory(self) -> dict[str, float]:
+        """MiB of all its processes: anonymous, and the proportional set size."""
+        found = {"Anonymous": 0, "Pss": 0}
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                for name in found:
+                    match = re.search(rf"(?m)^{name}: +(\d+) kB$", text)
+                    found[name] += int(match[1]) if match else 0
+        return {"anonymous": found["Anonymous"] / 1024, "pss": found["Pss"] / 1024}
 
 
 @contextlib.contextmanager
-def edgemail(hop: int, *, held: bool) -> Iterator[System]:
-    """`held`: it delivers nothing."""
-    settings = f'relayhost = "[127.0.0.1]:{hop}"\nspool_size = "2GiB"\nsmtpd_tls_security_level = "none"\n'
-    settings += 'defer_transports = ["smtp"]\n' if held else ""
-    with tempfile.TemporaryDirectory(prefix="edgemail-") as directory, relay(Path(directory), settings) as found:
-        assert found.process is not None
-        yield System("edgemail", found.port, found.log_path, found.process.pid)
+def edgemail(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
+    """`settings` are Postfix's; values that are numbers or lists of TOML stay what they are."""
+    queue = medium.place / "edgemail"
+    text = f'queue_directory = "{queue}"\nspool_size = "8GiB"\nsmtpd_tls_security_level = "none"\n'
+    text += "".join(f"{name} = {toml(value)}\n" for name, value in settings.items())
+    port = free_port()
+    listener = f'[[listener]]\nname = "lan"\naddress = "127.0.0.1"\nport = {port}\n'
+    with tempfile.TemporaryDirectory(prefix="edgemail-") as directory:
+        relay = Relay(Path(directory), text, listener)
+
+        def launch() -> int:
+            relay.launch(PYTHONDONTWRITEBYTECODE="")  # compiled modules, as an installed package has them
+            assert relay.process is not None
+            return relay.process.pid
+
+        def stop() -> None:
+            assert relay.stop() == 0
+
+        def command(program: str, *arguments: str) -> bytes:
+            return relay.run(program, *arguments).stdout.encode()
+
+        try:
+            system = System("edgemail", port, relay.log_path, 0, command, stop, launch)
+            system.start()
+            yield system
+        finally:
+            relay._end()
+
+
+def toml(value: str) -> str:
+    return value if re.fullmatch(r"\d+|\[.*\]|true|false", value) else f'"{value}"'
 
 
 @contextlib.contextmanager
-def reference(hop: int, *, held: bool) -> Iterator[System]:
+def reference(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
     """Postfix."""
-    settings = {"relayhost": f"[127.0.0.1]:{hop}", **({"defer_transports": "smtp"} if held else {})}
-    with postfix(settings) as found:
-        pid = int((found.directory / "queue/pid/master.pid").read_text())
-        yield System("postfix", found.port, found.directory / "log", pid)
+    plain = {
+        name: re.sub(r"^\[(.*)\]$", r"\1", value).replace('"', "") if value.startswith('["') else value
+        for name, value in settings.items()
+    }
+    queue = medium.place / "postfix"
+    queue.mkdir(exist_ok=True)
+    found = Postfix({**plain, "queue_directory": str(queue)})
+    try:
+        found.start()
+
+        def command(program: str, *arguments: str) -> bytes:
+            return found.run(program, *arguments).stdout
+
+        def pid() -> int:
+            return int((queue / "pid/master.pid").read_text())
+
+        def stop() -> None:
+            found.run("postfix", "stop")
+
+        def launch() -> int:
+            found.run("postfix", "start")
+            return pid()
+
+        system = System("postfix", found.port, found.directory / "log", pid(), command, stop, launch)
+        yield system
+    finally:
+        found.stop()
 
 
 SYSTEMS = {"edgemail": edgemail, "postfix": reference}

@@ -65,6 +65,11 @@ class Relay:
 
     def start(self, **environment: str) -> None:
         """Start it; returns when it listens."""
+        self.launch(**environment)
+        self.wait_for(r" is ready", START_SECONDS)
+
+    def launch(self, **environment: str) -> None:
+        """Start it, and do not wait for it."""
         self._log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -74,7 +79,6 @@ class Relay:
                 stderr=log,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             )
-        self.wait_for(r" is ready", START_SECONDS)
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
