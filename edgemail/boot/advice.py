@@ -56,12 +56,6 @@ def _of_names(settings: Settings, given: Mapping[str, int]) -> Advice:
         yield "smtpd_banner", Mistake("does not begin with the host name", 'begin it with "$myhostname ESMTP"')
     for sentence in class_conflicts(settings):
         yield "relay_domains", Mistake(sentence)
-    if os.geteuid() == 0:
-        try:
-            pwd.getpwnam(settings.mail_owner)
-        except KeyError:
-            hint = f"useradd --system {settings.mail_owner}"
-            yield "mail_owner", Mistake(f"there is no user {settings.mail_owner} to become", hint)
 
 
 def _of_trust(settings: Settings) -> Advice:

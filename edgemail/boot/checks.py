@@ -63,11 +63,10 @@ WORDS: Final = {
         "smtpd_client_event_limit_exceptions",
         "transport_maps",
     ),
-    "smtp_tls_secure_cert_match": _MATCHES,
-    "smtp_tls_verify_cert_match": _MATCHES,
     "smtp_discard_ehlo_keywords": _EXTENSIONS,
     "smtpd_discard_ehlo_keywords": _EXTENSIONS,
 }
+CERT_MATCHES: Final = ("smtp_tls_secure_cert_match", "smtp_tls_verify_cert_match")
 _TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
 
@@ -91,6 +90,9 @@ def meanings(settings: Settings) -> Found:
         for word in getattr(settings, name):
             if word.lower() not in words:
                 yield name, Mistake(f"'{word}' is not one of {', '.join(words)}", near(word.lower(), words))
+    for name in CERT_MATCHES:
+        for word in getattr(settings, name):
+            yield from _tried(name, _match, word)
     for name in DOMAIN_LISTS:
         yield from _entries(name, getattr(settings, name), lambda entry: tables.DomainList((entry,), False))
     for name in NETWORK_LISTS:
@@ -116,6 +118,15 @@ def _tried(name: str, check: Callable[[str], object], value: str) -> Found:
         check(value)
     except Mistake as mistake:
         yield name, mistake
+
+
+def _match(word: str) -> None:
+    """A word of Postfix's, or a name that a certificate may bear; a dot in front: any name below. Raises Mistake."""
+    word = word.lower()
+    if word not in _MATCHES and "." not in word.strip("."):
+        raise Mistake(f"'{word}' is neither one of {', '.join(_MATCHES)} nor a full name", near(word, _MATCHES))
+    if word not in _MATCHES:
+        domain(word.removeprefix("."))
 
 
 def _entries(name: str, entries: tuple[str, ...], check: Callable[[str], object]) -> Found:

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from edgemail.boot import advice
+from edgemail.boot import advice, privileges
 from edgemail.boot.lines import lines
 from edgemail.boot.sections import Reading
 from edgemail.errors import ConfigurationError, Problem
@@ -40,6 +40,11 @@ def check(configuration: Configuration) -> tuple[tuple[Problem, ...], tuple[Prob
     except ConfigurationError as error:
         errors = error.problems
     given = configuration.given
+    owner = configuration.settings.mail_owner
+    if not privileges.known(owner):
+        hint = f"useradd --system {owner}"
+        problem = Problem("mail_owner", given.get("mail_owner", 0), f"there is no user {owner} to become", hint)
+        errors = (*errors, problem)
     warnings = [Problem(k, given.get(k, 0), m.message, m.hint) for k, m in advice.of_configuration(configuration)]
     return errors, tuple(dict.fromkeys(warnings))
 

@@ -14,6 +14,17 @@ from edgemail.errors import EdgemailError
 logger = logging.getLogger("edgemail.master")
 
 
+def known(owner: str) -> bool:
+    """Whether the relay can become `owner`: there is such a user, or it is not started as root and need not."""
+    if os.geteuid() != 0:
+        return True
+    try:
+        pwd.getpwnam(owner)
+    except KeyError:
+        return False
+    return True
+
+
 def drop(owner: str, directory: Path, device: str = "") -> None:
     """As root: give the spool's directory, and a device if any, to `owner` and become it. As anybody else: nothing.
 

@@ -339,6 +339,7 @@ def test_a_client_that_does_not_stop_is_stopped(front: Front) -> None:
         client.send(b"0123456789abcdef\r\n" * 20_000)
         assert client.reply() == "552 5.3.4 Error: message file too big"
         assert client.line() == b""
+    server.wait_for(r"NOQUEUE: reject: DATA from \S+: 552 5\.3\.4 Error: message file too big; from=<a@b\.example>")
 
 
 def test_no_size_limit(front: Front) -> None:

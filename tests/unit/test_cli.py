@@ -64,7 +64,7 @@ def test_version(capsys: Text) -> None:
 
 
 def test_check_is_silent_when_all_is_well(tmp_path: Path, capsys: Text) -> None:
-    path = write_configuration(tmp_path, 'admin_address = "admin@example.com"\n')
+    path = write_configuration(tmp_path, 'admin_address = "admin@example.com"\nmail_owner = "root"\n')
     assert main(["check", "--config", str(path)]) == 0
     assert capsys.readouterr().out == ""
 

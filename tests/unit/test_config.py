@@ -545,7 +545,7 @@ def test_a_queue_directory_that_may_not_be_written(tmp_path: Path, monkeypatch: 
 
 def test_a_good_box_needs_no_advice(tmp_path: Path) -> None:
     owner = 'mail_owner = "nobody"\n'
-    assert config.check(load(tmp_path, SMALLEST.format(directory=tmp_path)))[0] == ()
+    assert config.check(load(tmp_path, owner + SMALLEST.format(directory=tmp_path)))[0] == ()
     text = HEAD + owner + 'relayhost = "[smtp.isp.example]:587"\n'
     assert config.check(load(tmp_path, text)) == ((), ())
 
@@ -569,15 +569,30 @@ def test_a_good_box_needs_no_advice(tmp_path: Path) -> None:
             "does not demand TLS",
         ),
         ('smtpd_banner = "hello"', "smtpd_banner", "host name"),
-        ('mail_owner = "no-such-user"', "mail_owner", "no user"),
     ],
 )
 def test_what_is_unwise_is_a_warning(tmp_path: Path, text: str, key: str, message: str) -> None:
-    if key == "mail_owner" and os.geteuid() != 0:
-        pytest.skip("only root becomes another user")
-    errors, warnings = config.check(load(tmp_path, HEAD + text + "\n"))
+    errors, warnings = config.check(load(tmp_path, HEAD + 'mail_owner = "root"\n' + text + "\n"))
     assert errors == ()
     assert any(each.key == key and message in each.message for each in warnings), warnings
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_user_that_cannot_be_become_is_an_error(tmp_path: Path) -> None:
+    """As `edgemail run` has it, which ends with 78."""
+    (error,) = config.check(load(tmp_path, HEAD + 'mail_owner = "no-such-user"\n'))[0]
+    assert (error.key, error.line) == ("mail_owner", 4)
+    assert "no user no-such-user" in error.message
+
+
+@pytest.mark.parametrize("name", ["smtp_tls_verify_cert_match", "smtp_tls_secure_cert_match"])
+def test_names_that_a_certificate_may_bear(tmp_path: Path, name: str) -> None:
+    """Postfix's words, and names as they are, in any case; not words that are nearly right."""
+    right = '["Hostname", "nexthop", "dot-nexthop", "mx.isp.example", ".isp.example"]'
+    assert load(tmp_path, HEAD + f"{name} = {right}\n").settings.smtp_tls_verify_cert_match
+    for wrong in ("hostnme", "isp", "mx..example", "a b.example"):
+        found = problem(tmp_path, f'{name} = ["{wrong}"]\n')
+        assert found.key == name, wrong
 
 
 def test_a_wrong_row_in_a_table_file_is_a_warning(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger("edgemail.cleanup")
 class Arrival:
     """Content goes in by `write` and `drain`; then `keep` or `abort`."""
 
-    __slots__ = ("_at", "_heading", "_intake", "_limit", "_mail", "_origin", "_recipients", "failed", "size")
+    __slots__ = ("_at", "_heading", "_intake", "_limit", "_log_as", "_mail", "_origin", "_recipients", "failed", "size")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Arrival:
         self._at = at
         self._heading = Heading(settings.header_size_limit)
         self._limit = settings.hopcount_limit
+        self._log_as = {"syslog_name": settings.syslog_name}
         self._intake = spool.intake()
         self.failed = False  # it can no longer be kept
         self.size = 0  # octets of content
@@ -82,7 +83,7 @@ class Arrival:
 
     async def keep(self, *, eight_bit: bool, long_lines: bool) -> Envelope:
         """Make it durable; returns after the barrier. Raises SpoolError, and then nothing was kept."""
-        log.info("%s: message-id=%s", self.queue_id, self._heading.message_id or "<>")
+        log.info("%s: message-id=%s", self.queue_id, self._heading.message_id or "<>", extra=self._log_as)
         return await self._intake.commit(
             Envelope(
                 id=self._intake.id,

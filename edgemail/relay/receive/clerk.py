@@ -401,14 +401,17 @@ class Clerk:
 
     def _log_refusal(self, event: Command | End, reply: Reply) -> None:
         """Postfix's line for a refused envelope or message, and what class of error it was."""
-        if isinstance(event, Bad | AuthResponse) and reply.permanent:
+        flood = isinstance(event, Bad) and event.reply is replies.MESSAGE_TOO_BIG  # cut off in the middle
+        if flood:
+            self.blame.add("policy")
+        elif isinstance(event, Bad | AuthResponse) and reply.permanent:
             self.blame.add("protocol")
         elif isinstance(event, Mail | Rcpt | Etrn | Atrn):
             self.blame.add("policy")
         elif isinstance(event, End) and reply.permanent:
             self.blame.add("protocol" if event.fault is replies.BAD_LINE_ENDS else "policy")
-        verb = verb_of(event)
-        if not isinstance(event, Mail | Rcpt | Begin | End | Etrn | Atrn):
+        verb = "DATA" if flood else verb_of(event)
+        if not flood and not isinstance(event, Mail | Rcpt | Begin | End | Etrn | Atrn):
             return
         sender = event.sender if isinstance(event, Mail) else self._mail.sender if self._mail else ""
         to = f" to=<{event.recipient}>" if isinstance(event, Rcpt) else ""

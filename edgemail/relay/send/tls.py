@@ -122,7 +122,7 @@ def wanted_names(settings: Settings, host: str, nexthop: str) -> tuple[str, ...]
         return ()
     words = settings.smtp_tls_verify_cert_match if level == "verify" else settings.smtp_tls_secure_cert_match
     names = []
-    for word in words:
+    for word in map(str.lower, words):
         if word == "hostname":
             names.append(host)
         elif word == "nexthop":
