@@ -14,12 +14,12 @@ import logging
 import random
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgemail import __version__
-from edgemail.boot import certs, log, privileges, reading
+from edgemail.boot import certs, log, postmaster, privileges, reading
 from edgemail.boot.control import ControlServer, Verb
 from edgemail.boot.frames import SOCKET_NAME
 from edgemail.boot.routes import survey
@@ -78,7 +78,7 @@ class Relay:
         self.stopping = asyncio.Event()
         self._ready = asyncio.Event()
         self._reloading = asyncio.Lock()  # the file that was read last is the one that counts
-        self._hang_ups: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -96,7 +96,8 @@ class Relay:
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
             self.configuration = reading.with_turned(certs.ensure(self.configuration, self.clock))
             self._compose()
-            await self.scheduler.load()
+            self.store.damage_found = lambda error: self.scheduler.notice("resource", postmaster.DAMAGED, str(error))
+            held = await self.scheduler.load()
             self.uplinks.start()
             undo.push_async_callback(self.uplinks.close)
             self._running = asyncio.create_task(self.scheduler.run())
@@ -111,6 +112,10 @@ class Relay:
             logger.info("listening on %s port %d, listener=%s", host, port, name)
         logger.info("edgemail %s is ready, myhostname=%s", __version__, settings.myhostname)
         give_back()
+        if word := postmaster.word_of(self.store.recovered):
+            self.scheduler.notice("resource", postmaster.DAMAGED, word)
+        if held:
+            self._release_for_postmaster()
         self._ready.set()
         notify("READY=1")
         self.status.watch(settings.watchdog_device)
@@ -250,8 +255,20 @@ class Relay:
                 with contextlib.suppress(EdgemailError):
                     self._take(self.configuration)
                 raise
-            self.configuration = fresh
+            before, self.configuration = self.configuration, fresh
+            if not before.settings.admin_address:
+                self._release_for_postmaster()
             logger.info("configuration %s read again", fresh.path)
+
+    def _release_for_postmaster(self) -> None:
+        """Mail that was held only because nobody was named to read it goes on its way, beside everything else."""
+        if self.configuration.settings.admin_address:
+            self._beside(postmaster.release(self.store, self.scheduler.release))
+
+    def _beside(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def _take(self, fresh: Configuration) -> None:
         """Give every part its configuration. Raises EdgemailError."""
@@ -283,9 +300,7 @@ class Relay:
         loop = asyncio.get_running_loop()
 
         def hang_up() -> None:
-            task = asyncio.ensure_future(self._hang_up())
-            self._hang_ups.add(task)
-            task.add_done_callback(self._hang_ups.discard)
+            self._beside(self._hang_up())
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)

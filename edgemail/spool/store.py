@@ -201,6 +201,7 @@ class Store:
         if self.journal is not None:
             self._pool.kept = self._kept
         self._view = View(environment, self._found_damaged, self.journal)
+        self.damage_found: Callable[[SpoolDamaged], None] | None = None  # told of what a reader met
         self._reserving = False
         self._closed = False
         self._background: set[asyncio.Future[Any]] = set()
@@ -260,6 +261,8 @@ class Store:
     def _found_damaged(self, error: SpoolDamaged) -> None:
         """A reader met an envelope that does not parse: take it out of the queue, behind the reader's back."""
         log.warning("warning: %s; set aside", error)
+        if self.damage_found is not None:
+            self.damage_found(error)
         try:
             self._behind(self._set_aside(error.id, error.why))
         except RuntimeError:  # read outside of a loop: it stays, and is passed over, until the next time

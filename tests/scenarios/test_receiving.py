@@ -270,6 +270,34 @@ def test_postmaster_reaches_the_administrator(front: Front) -> None:
     assert {name for one in front.smarthost.wait_for(1) for name in recipients(one)} == {"admin@example.net"}
 
 
+def test_mail_for_postmaster_waits_for_an_administrator_and_no_longer(tmp_path: Path) -> None:
+    """Named at a reload or at a start: what waited for that alone is sent, what a person holds is not."""
+    with sink() as host:
+        settings = f'relayhost = "[127.0.0.1]:{host.port}"\n'
+        with relay(tmp_path, settings + 'admin_address = ""\n') as server:
+            first, second = server.send(recipients="postmaster"), server.send(recipients="root")
+            for each in (first, second):
+                server.wait_for(rf"{each}: on hold: mail for postmaster waits: set admin_address and reload")
+            host.stop()
+            by_hand = server.send()
+            server.wait_deferred()
+            server.run("edgemail", "queue", "hold", by_hand)
+            host.start()
+            server.reload(settings + 'admin_address = "admin@example.com"\n')
+            for each in (first, second):
+                server.wait_for(rf"{each}: removed")
+            assert "2 held messages for postmaster released" in server.log()
+            assert [each["queue_id"] for each in server.queue()] == [by_hand]
+            server.reload(settings + 'admin_address = ""\n')
+            third = server.send(recipients="abuse")
+            server.wait_for(rf"{third}: on hold")
+            assert server.stop() == 0
+            server.configure(settings + 'admin_address = "admin@example.com"\n')
+            server.start()
+            server.wait_for(rf"{third}: removed")
+            assert [each["queue_id"] for each in server.queue()] == [by_hand]
+
+
 def test_soft_bounce_says_the_same_more_softly(front: Front) -> None:
     settings = 'mydestination = ["example.com"]\nmynetworks = []\nmessage_size_limit = 2000\n'
     with Client(front.set(settings).port) as client:

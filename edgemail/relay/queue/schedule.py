@@ -134,8 +134,8 @@ class Scheduler:
 
     # ---- life
 
-    async def load(self) -> None:
-        """Take up what the spool holds; before `run`."""
+    async def load(self) -> int:
+        """Take up what the spool holds; before `run`. How many messages are on hold."""
         now, count, held = self._clock.monotonic(), 0, 0
         settings = self._configuration.settings
         for count, envelope in enumerate(self._spool.envelopes(), 1):
@@ -151,6 +151,7 @@ class Scheduler:
             if count % LOOKS == 0:
                 await asyncio.sleep(0)
         log.info("queue: %d messages, %d of them on hold", count, held)
+        return held
 
     async def run(self) -> None:
         """Serve until `stop`."""

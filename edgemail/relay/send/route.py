@@ -23,7 +23,7 @@ from edgemail.tables import DomainList, Tables
 from edgemail.watched import Monotonic
 
 STANDARD_NAMES: Final = frozenset({"postmaster", "root", "abuse", "mailer-daemon"})
-POSTMASTER_WAITS: Final = "mail for postmaster waits: set admin_address, reload, and edgemail queue release ALL"
+POSTMASTER_WAITS: Final = "mail for postmaster waits: set admin_address and reload"
 
 ROW = re.compile(r"(?:([A-Za-z0-9_.-]*):)?\s*(.*)", re.DOTALL)
 STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)(.*)", re.DOTALL)  # RFC 3463 2
