@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail.boot import seccomp
-from edgemail.boot.places import Places, replace
+from edgemail.boot.places import Places, owner, replace
 
 BIND: Final = 10  # CAP_NET_BIND_SERVICE
 LAST_CAPABILITY: Final = 63  # limit: numbers of capabilities that are tried; the kernel knows about 41
@@ -60,6 +60,14 @@ def command(places: Places, configured: bool) -> list[str]:
     if configured:
         return [*python, "-m", "edgemail.boot.cli", "run", "--config", str(places.configuration)]
     return [*python, "-m", "edgemail.boot.waiting", str(places.report)]
+
+
+def give_watchdog(places: Places) -> None:
+    """The relay feeds the board's watchdog, and opens it as who it is by then."""
+    device = Path(places.watchdog)
+    to = owner(places.user)
+    if to is not None and device.exists():
+        os.chown(device, *to)
 
 
 def give_up(user: str) -> None:
@@ -113,6 +121,7 @@ def serve(places: Places) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     if os.geteuid() == 0:
         Path("/proc/self/oom_score_adj").write_text(SPARED)
+        give_watchdog(places)
         give_up(places.user)
     os.chdir("/")
     os.umask(0o027)

@@ -42,6 +42,7 @@ class Places:
     resolver: Path = Path("/run/resolv.conf")
     sys: Path = Path("/sys/class/net")
     proc: Path = Path("/proc/sys/net")
+    watchdog: str = "/dev/watchdog"
     user: str = "edgemail"
 
     @property

@@ -29,7 +29,8 @@ MAX_ENTRIES: Final = 200  # limit: names on the boot partition that are looked a
 # What editors put in front: Windows' Notepad has all three.
 MARKS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 # What a configuration of the image says where its file does not; the file's own lines come behind.
-TOP: Final = {"queue_directory": '"/data/spool"', "mail_owner": '"edgemail"'}
+TOP: Final = {"queue_directory": '"/data/spool"', "mail_owner": '"edgemail"', "watchdog_device": '"/dev/watchdog"'}
+FIXED: Final = ("queue_directory", "mail_owner")
 HEALTH: Final = '[health]\naddress = "*"\nport = 80\nnetworks = ["$mynetworks"]\n'
 
 
@@ -243,7 +244,8 @@ class Plan:
         self.parted = blanking.part(text, data, given, stored)
         # the same characters, with the line ends that the file has
         self.parted.blanked = _with_ends(source, self.parted.blanked)
-        head = [f"{key} = {value}" for key, value in TOP.items() if key not in data]
+        wanted = {key: value for key, value in TOP.items() if key not in data and _there(key, value)}
+        head = [f"{key} = {value}" for key, value in wanted.items()]
         tail = "" if "health" in data else f"\n{HEALTH}"
         self.added = len(head)
         self.text = "\n".join([*head, self.parted.text]) + tail
@@ -263,7 +265,8 @@ class Plan:
         return ()
 
     def _places(self, data: dict[str, object], given: dict[str, int]) -> Iterator[Problem]:
-        for key, value in TOP.items():
+        for key in FIXED:
+            value = TOP[key]
             if key in data and f'"{data[key]}"' != value:
                 yield Problem(key, given.get(key, 0), f"is always {value} in the system image", "leave it out")
 
@@ -294,6 +297,11 @@ def preview(path: Path, directory: Path) -> Outcome:
     if plan.parted.files:
         notes.append(f"Moved to the data partition and blanked here: {', '.join(sorted(plan.parted.files))}")
     return Outcome("applied", (), notes, configured=True)
+
+
+def _there(key: str, value: str) -> bool:
+    """Not every board has a watchdog."""
+    return not key.endswith("_device") or Path(value.strip('"')).exists()
 
 
 def _strings(value: object, key: str) -> Iterator[tuple[str, str]]:
