@@ -28,6 +28,7 @@ from edgemail.health.page import Sources, pages
 from edgemail.reply import Reply
 
 if TYPE_CHECKING:
+    from edgemail.boot.box import Box
     from edgemail.boot.ownname import OwnName
     from edgemail.boot.serve import Relay
     from edgemail.envelope import Envelope, Recipient
@@ -76,6 +77,12 @@ class Status:
             lambda: self._own_name.conditions() if self._own_name else {},
         ):
             self.board.add(probe)
+        self._box: Box | None = None
+        if os.environ.get("EDGEMAIL_BOOT_REPORT"):  # the system image's launcher says where it is
+            from edgemail.boot.box import Box
+
+            self._box = Box(os.environ)
+            self.board.add(self._box.conditions)
 
     # ---- running
 
@@ -106,6 +113,7 @@ class Status:
             page=self.page,
             refresh=self._refresh,
             act=self._act,
+            more=self._box.pages() if self._box is not None else {},
         )
         self._http = HttpServer(configuration.health, (configuration.settings.myhostname,), pages(sources))
         await self._http.start()

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from edgemail import __version__
 from edgemail.boot import words
+from edgemail.boot.network import addresses
 from edgemail.health.board import rfc3339
 from edgemail.health.http import Answer, HttpServer, Page, as_json
 from edgemail.settings import Health
@@ -59,12 +61,35 @@ async def serve(report: dict[str, Any], since: float, port: int = PORT) -> None:
     await server.close()
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What the start said. A start that left nothing behind went wrong altogether, and the page says that."""
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    return {
+        "state": "failed",
+        "reason": "no-report",
+        "message": "The start of the box left no report: something is wrong with the system or its card",
+        "version": __version__,
+        "configured": False,
+        "data": "unknown",
+        "provision": "unknown",
+        "problems": [],
+        "notes": [],
+        "addresses": addresses(),
+        "port": PORT,
+    }
+
+
 def main(arguments: list[str]) -> int:
     """`python -m edgemail.boot.waiting REPORT [PORT]`."""
     import time
 
     path = Path(arguments[0])
-    asyncio.run(serve(json.loads(path.read_text()), time.time(), int(arguments[1]) if arguments[1:] else PORT))
+    asyncio.run(serve(read(path), time.time(), int(arguments[1]) if arguments[1:] else PORT))
     return 0
 
 

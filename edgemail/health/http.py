@@ -12,7 +12,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,12 +30,14 @@ REQUEST_SECONDS: Final = 10.0  # limit: for a whole HTTP request to arrive, and 
 
 REASONS: Final = {
     200: "OK",
+    202: "Accepted",
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    409: "Conflict",
     413: "Content Too Large",
     421: "Misdirected Request",
     431: "Request Header Fields Too Large",
@@ -56,6 +58,8 @@ class Request:
     headers: Mapping[str, str]
     content: bytes = b""
     trusted: bool = False
+    length: int = 0
+    stream: asyncio.StreamReader | None = None  # where the content is to be read, `length` bytes, if the page does that
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Page:
     answer: Callable[[Request], Answer | Awaitable[Answer]]
     methods: tuple[str, ...] = ("GET", "HEAD")
     token: bool = False  # only with the token, from wherever
+    streamed: float = 0.0  # seconds in which the page itself reads the content, of any length; 0 = it is given it whole
 
 
 class Refused(Exception):
@@ -151,8 +156,8 @@ class HttpServer:
         assert task is not None
         self._clients.add(task)
         try:
-            async with asyncio.timeout(2 * REQUEST_SECONDS):
-                await self._serve(reader, writer)
+            async with asyncio.timeout(2 * REQUEST_SECONDS) as limit:
+                await self._serve(reader, writer, limit)
         except (TimeoutError, OSError):
             pass
         except asyncio.CancelledError:
@@ -161,12 +166,15 @@ class HttpServer:
             self._clients.discard(task)
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: asyncio.Timeout) -> None:
         method = "GET"
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 request = await self._read(reader, writer)
             method = request.method
+            if request.stream is not None:
+                seconds = self.pages[request.path].streamed + REQUEST_SECONDS
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
             answer = await self._answer(request)
         except Refused as refused:
             extra = (("WWW-Authenticate", "Bearer"),) if refused.code == 401 else ()
@@ -217,10 +225,13 @@ class HttpServer:
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             raise Refused(400, "Content-Length is not a number")
+        page = self.pages.get(request.path)
+        if page is not None and page.streamed and request.method == "POST" and len(length) <= 15:
+            return replace(request, trusted=trusted, length=int(length), stream=reader)
         if len(length) > 9 or int(length) > MAX_BODY:
             raise Refused(413, f"at most {MAX_BODY} bytes")
         content = await reader.readexactly(int(length))
-        return Request(request.method, request.path, request.query, request.headers, content, trusted)
+        return replace(request, content=content, trusted=trusted, length=int(length))
 
     def _has_token(self, request: Request) -> bool:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -98,6 +98,7 @@ function show(d) {
   put("traffic", bars("traffic", slots.map((s) => [s[0]]), slots.map((s) => s.slice(1)), slots.map((_, i) => (i % 8 === 4 ? `-${24 - i / 4} h` : "")),
     "messages taken in, recipients sent and bounced, by quarter hour", [["var(--blue)"], ["var(--well)", "var(--bad)"]]),
     el("p", { class: "soft" }, "upwards: taken in · downwards, green: sent · red: bounced"));
+  $("release").hidden = !d.status.components.appliance;
   const rest = parts.filter(([n]) => !/^(route|link|guard)\./.test(n));
   put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), says(n, c)]), "components"));
   put("recent", d.recent.length ? table(["#age", "message"], d.recent.map((m) => [span(now - m.at), el("div", {},
@@ -149,5 +150,20 @@ $("do-test").addEventListener("click", async () => {
     await new Promise((go) => setTimeout(go, 500));
   }
   refresh();
+});
+$("do-install").addEventListener("click", async () => {
+  const [file] = $("bundle").files;
+  if (!file || !confirm(`Install ${file.name}? The box restarts when it is written and checked.`)) return;
+  $("result").textContent = "…";
+  try {
+    const answer = await fetch("/update", { method: "POST", headers: { Authorization: "Bearer " + $("token").value }, body: file });
+    if (!answer.ok) { $("result").textContent = answer.status === 401 ? "The token is missing or wrong." : await answer.text(); return; }
+    for (let n = 0; n < 600; n++) {
+      const { state, percent, message } = await (await fetch("/update", { cache: "no-store" })).json();
+      $("result").textContent = [state, percent === undefined ? "" : percent + " %", message].filter(Boolean).join(" ");
+      if (state === "failed") break;
+      await new Promise((go) => setTimeout(go, 1000));
+    }
+  } catch (error) { $("result").textContent = "The box does not answer: it restarts, or it has hung up."; }
 });
 poll();

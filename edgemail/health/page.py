@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ class Sources:
     page: Callable[[], dict[str, Any]]  # what page.js shows, but for the status
     refresh: Callable[[], None]  # bring gauges up to date, before /metrics
     act: Act
+    more: Mapping[str, Page] = field(default_factory=dict)  # further paths, where the box has something to say there
 
 
 @cache
@@ -70,14 +71,21 @@ def pages(sources: Sources) -> dict[str, Page]:
     }
     for verb in VERBS:
         found[f"/queue/{verb}"] = Page(_action(sources.act, verb), ("POST",), token=True)
-    return found
+    return {**found, **sources.more}
+
+
+def foreign(request: Request) -> Answer | None:
+    """The answer to what another site's page sends through somebody's browser; None for all else."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != request.headers["host"].lower():
+        return Answer(403, b"another site's page may not act here\n")
+    return None
 
 
 def _action(act: Act, verb: str) -> Callable[[Request], Awaitable[Answer]]:
     async def answer(request: Request) -> Answer:
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != request.headers["host"].lower():
-            return Answer(403, b"another site's page may not act here\n")
+        if (refused := foreign(request)) is not None:
+            return refused
         try:
             value = json.loads(request.content or b"{}")
         except ValueError:
