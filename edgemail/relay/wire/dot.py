@@ -99,7 +99,10 @@ class Decoder(Inspection):
         """The content in `data`, and what stands behind the end of data, or None when the end is not there yet."""
         data = self._tail + data
         rest: bytes | None = None
-        end = data.find(END)
+        # In most pieces no line begins with a dot, and in base64 there is none at all: then there is neither an end in
+        # it nor anything to unstuff, and the longer searches are spared.
+        dot = data.find(b"\r\n.") if b"." in data else -1
+        end = data.find(END, dot) if dot >= 0 else -1
         if end >= 0:
             rest = data[end + len(END) :]
             piece = data[: end + 2]
@@ -109,7 +112,8 @@ class Decoder(Inspection):
         if not piece:
             return b"", rest
         self._inspect(piece)
-        piece = piece.replace(b"\r\n.", b"\r\n")
+        if dot >= 0 and dot != end:
+            piece = piece.replace(b"\r\n.", b"\r\n")
         if not self._began:
             self._began = True
             piece = piece[2:]
