@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgemail.boot import advice, config
+from edgemail.boot.provision import preview
 from edgemail.clock import ManualClock
 from edgemail.envelope import NULL_SENDER, Address, Envelope, Recipient
 from edgemail.relay.queue.keep import Keep
@@ -87,3 +88,15 @@ def test_the_provider() -> None:
     kept = [keep.kept(route.transport, 1, asked=False) is not None for route in routes]
     assert kept == [True, True, False]
     assert not any(keep.kept(route.transport, 1, asked=True) for route in routes)
+
+
+def test_the_card(tmp_path: Path) -> None:
+    """What a box would make of the example for the boot partition."""
+    path = ROOT / "docs" / "examples" / "appliance" / "edgemail.toml"
+    found = preview(path, tmp_path)
+    assert (found.state, found.problems) == ("applied", ())
+    assert found.notes == ["Moved to the data partition and blanked here: smtp_sasl_password_maps, token"]
+    loaded = config.load(tmp_path / "edgemail.toml", files=False)
+    assert loaded.network.address == ("192.168.7.2/24",)
+    assert "examples/appliance/edgemail.toml" in (ROOT / "docs" / "appliance.md").read_text()
+    assert path.read_text().startswith("# ")
