@@ -22,10 +22,10 @@ from edgemail import __version__
 from edgemail.boot import data, network, words
 from edgemail.boot.data import Data
 from edgemail.boot.places import Places, Run, owner, replace
-from edgemail.boot.provision import NAME, Outcome, Site
+from edgemail.boot.provision import NAME, Facts, Outcome, Site
 from edgemail.boot.slots import Release, UpdateRefused
 from edgemail.clock import RELEASE_DATE
-from edgemail.settings import Configuration, Network, TimeServers
+from edgemail.settings import Network, TimeServers
 
 logger = logging.getLogger("edgemail.boot")
 
@@ -77,20 +77,20 @@ class Boot:
         if held.usable:
             with self._guarded("the configuration"):
                 outcome = self.site.provision(places.boot)
-        configuration = self._configuration() if outcome.configured else None
+        facts = self.site.facts() if outcome.configured else None
         with self._guarded("the machine's id"):
             self._identity(held)
-        name = configuration.settings.myhostname if configuration else HOSTNAME
+        name = facts.myhostname if facts else HOSTNAME
         with self._guarded("the host name"):
             socket.sethostname(name)
         with self._guarded("the time servers"):
-            servers = (configuration.time if configuration else TimeServers()).servers
+            servers = (facts.time if facts else TimeServers()).servers
             (places.run / "ntpd.conf").write_text("".join(f"servers {each}\n" for each in servers))
         with self._guarded("the network"):
-            wanted = configuration.network if configuration else Network()
+            wanted = facts.network if facts else Network()
             self.trouble += network.bring_up(places, wanted, name, self.run, self._pause)
-        self._in_force(configuration is not None)
-        report = self._report(held, outcome, configuration)
+        self._in_force(facts is not None)
+        report = self._report(held, outcome, facts)
         self._say(report)
         return report
 
@@ -141,14 +141,6 @@ class Boot:
         text = path.read_text() if path.exists() else uuid.uuid4().hex + "\n"
         (self.places.run.parent / MACHINE_ID).write_text(text)
 
-    def _configuration(self) -> Configuration | None:
-        """That in force, as far as the box itself needs it."""
-        from edgemail.boot import config
-
-        with self._guarded("the configuration in force"):
-            return config.load(self.site.current / NAME, files=False)
-        return None
-
     def _in_force(self, configured: bool) -> None:
         """What the relay is started with: links, which stand as long as the box runs."""
         for link, target in (
@@ -161,7 +153,7 @@ class Boot:
 
     # ---- what is said
 
-    def _report(self, held: Data, outcome: Outcome, configuration: Configuration | None) -> dict[str, Any]:
+    def _report(self, held: Data, outcome: Outcome, facts: Facts | None) -> dict[str, Any]:
         from edgemail.boot import reading
 
         problems = []
@@ -170,7 +162,7 @@ class Boot:
         reason, message, state = "", "", "ok"
         if not held.usable:
             state, reason, message = "failed", f"data-{held.state}", f"{held.message}. The box takes no mail"
-        elif configuration is None:
+        elif facts is None:
             state, reason = "failed", "not-configured"
             message = "The box waits for its configuration and takes no mail"
             if outcome.state == "bad":
@@ -183,19 +175,19 @@ class Boot:
         version = __version__
         with contextlib.suppress(UpdateRefused):
             version = Release.read(self.places.release).version
-        health = configuration.health if configuration else None
         return {
             "state": state,
             "reason": reason,
             "message": message,
             "version": version,
-            "configured": configuration is not None and held.usable,
+            "configured": facts is not None and held.usable,
             "data": held.state,
             "provision": outcome.state,
             "problems": problems,
             "notes": [*outcome.notes, *self.trouble],
             "addresses": network.addresses(self.places.sys),
-            "port": health.port if health else 80,
+            "host": facts.host if facts else "127.0.0.1",
+            "port": facts.port if facts else 80,
         }
 
     def _say(self, report: dict[str, Any]) -> None:

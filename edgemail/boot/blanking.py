@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edgemail.boot.checks import SECRET_MAPS
+from edgemail.boot.places import SECRETS
 from edgemail.boot.values import shown
 from edgemail.errors import Problem
 
-DIRECTORY: Final = "secrets"  # beside the configuration, in which a file stands for each
 TABLE: Final = "secrets"
 BLANK: Final = "*"
 MAX_SECRETS: Final = 32  # limit: entries of [secrets]
@@ -32,7 +32,7 @@ _IS_KEY: Final = re.compile(r"[ \t]*[=.\]]")
 
 @dataclass
 class Parted:
-    """A text without its secrets. `files`: what is to stand in DIRECTORY, by name. `blanked`: the text as it is to
+    """A text without its secrets. `files`: what is to stand in SECRETS, by name. `blanked`: the text as it is to
     stand where it came from. Where there are `problems`, nothing else counts."""
 
     text: str
@@ -106,7 +106,7 @@ def _of_map(
     key, line = place
     for number, spec in enumerate(specs):
         if isinstance(spec, str) and spec.partition(":")[0] in ("static", "inline"):
-            hint = f'{{ "[smtp.isp.example]:587" = "user:password" }}, or a file: "texthash:{DIRECTORY}/NAME"'
+            hint = f'{{ "[smtp.isp.example]:587" = "user:password" }}, or a file: "texthash:{SECRETS}/NAME"'
             out.problems.append(Problem(key, line, "a password may not stand in such a text", hint))
         if not isinstance(spec, dict):
             continue
@@ -166,7 +166,7 @@ def _file(key: str, number: int) -> str:
 def _specs(key: str, specs: list[Any]) -> Iterator[str]:
     """The map's entries, as a file spells them."""
     for number, spec in enumerate(specs):
-        text = f"texthash:{DIRECTORY}/{_file(key, number)}" if isinstance(spec, dict) else str(spec)
+        text = f"texthash:{SECRETS}/{_file(key, number)}" if isinstance(spec, dict) else str(spec)
         yield '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgemail.boot import stages
 from edgemail.boot.client import Failure
-from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_UNAVAILABLE, EX_USAGE
-from edgemail.boot.places import Places, replace, run
-
-PLACES = Places()
+from edgemail.boot.frames import EX_CONFIG, EX_OK, EX_OSERR, EX_UNAVAILABLE
+from edgemail.boot.places import replace, run
 
 
 def add_to(commands: Any) -> None:
@@ -56,32 +55,14 @@ def add_to(commands: Any) -> None:
         one.set_defaults(run=_refused(act))
 
 
-def _updates() -> Any:
-    from edgemail.boot import config
-    from edgemail.boot.update import Updates
-    from edgemail.errors import ConfigurationError
-    from edgemail.settings import Update
-
-    settings = Update()
-    if PLACES.configuration.exists():
-        try:
-            settings = config.load(PLACES.configuration, files=False).update
-        except ConfigurationError:
-            print("edgemail: the configuration has mistakes: [update] is not read", file=sys.stderr)
-    return Updates(PLACES, settings)
-
-
 def _refused(act: Any) -> Any:
     """What an update is refused for is a sentence and an exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         from edgemail.boot.update import Problems
-        from edgemail.errors import ConfigurationError
 
         try:
             return int(act(arguments))
-        except ConfigurationError:
-            raise
         except Problems as error:
             raise Failure(str(error), EX_UNAVAILABLE) from error
 
@@ -89,36 +70,8 @@ def _refused(act: Any) -> Any:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
-    if arguments.serve:
-        from edgemail.boot import launch
-
-        launch.serve(PLACES)
-    if arguments.confirm:
-        from edgemail.boot.confirm import confirm
-
-        return confirm(PLACES, _updates())
-    if arguments.upkeep:
-        return _upkeep()
-    from edgemail.boot.appliance import Boot
-
-    Boot(PLACES, run).start()
-    return EX_OK
-
-
-def _upkeep() -> int:
-    from edgemail.boot import appliance
-    from edgemail.boot.update import Problems
-    from edgemail.clock import ntp_synchronised
-
-    appliance.refresh(PLACES)
-    if ntp_synchronised() and PLACES.home.is_dir():
-        appliance.stamp(PLACES)
-    try:
-        if _updates().by_itself() is not None:
-            _restart()
-    except Problems as error:
-        print(f"edgemail: {error}", file=sys.stderr)
-    return EX_OK
+    chosen = next((name for name in ("serve", "confirm", "upkeep") if getattr(arguments, name)), "")
+    return stages.STAGES[f"--{chosen}" if chosen else ""]()
 
 
 def _provision(arguments: argparse.Namespace) -> int:
@@ -140,9 +93,9 @@ def _provision(arguments: argparse.Namespace) -> int:
 def _reset(arguments: argparse.Namespace) -> int:
     from edgemail.boot.data import RESET
 
-    if not os.path.ismount(PLACES.boot):
+    if not os.path.ismount(stages.PLACES.boot):
         raise Failure("this is no box that runs from the system image", EX_UNAVAILABLE)
-    replace(PLACES.boot / f"{RESET}.txt", f"{arguments.what}\n")
+    replace(stages.PLACES.boot / f"{RESET}.txt", f"{arguments.what}\n")
     if arguments.now:
         _restart()
     else:
@@ -151,7 +104,7 @@ def _reset(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    found = _updates().status()
+    found = stages.updates().status()
     if arguments.json:
         print(json.dumps(found, indent=2))
         return EX_OK
@@ -169,15 +122,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    manifest = _updates().check()
+    manifest = stages.updates().check()
     print(f"{manifest.version} can be installed" if manifest else "what runs is the newest release")
     return EX_OK
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    updates = _updates()
+    updates = stages.updates()
     manifest = updates.install(arguments.source)
-    incoming = PLACES.incoming.resolve()
+    incoming = stages.PLACES.incoming.resolve()
     if Path(arguments.source).resolve().parent == incoming:  # it came by the page and has served
         Path(arguments.source).unlink(missing_ok=True)
     print(f"{manifest.version} is started next")
@@ -187,7 +140,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _stick(arguments: argparse.Namespace) -> int:
-    manifest = _updates().from_stick(run)
+    manifest = stages.updates().from_stick(run)
     if manifest is None:
         print("no stick with a newer release")
         return EX_OK
@@ -197,16 +150,16 @@ def _stick(arguments: argparse.Namespace) -> int:
 
 
 def _mark_good(arguments: argparse.Namespace) -> int:
-    print("marked good" if _updates().mark_good() else "it was marked good before")
+    print("marked good" if stages.updates().mark_good() else "it was marked good before")
     return EX_OK
 
 
 def _roll_back(arguments: argparse.Namespace) -> int:
-    print(f"slot {_updates().roll_back()} is started next")
+    print(f"slot {stages.updates().roll_back()} is started next")
     return EX_OK
 
 
 def _restart() -> None:
-    ran = run(["reboot"], 30.0)
+    ran = stages.restart()
     if ran.code != 0:
-        raise Failure(f"the box does not restart: {ran.said}", EX_USAGE)
+        raise Failure(f"the box does not restart: {ran.said}", EX_OSERR)

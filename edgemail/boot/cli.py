@@ -139,6 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _serve(None)
         case ["run", "--config", path] | ["--config", path, "run"]:
             return _serve(path)
+        case ["boot"] | ["boot", "--serve" | "--confirm" | "--upkeep"] as words:  # a board waits for each of them
+            from edgemail.boot import stages
+
+            return stages.STAGES["".join(words[1:])]()
     from edgemail.boot.client import Failure
 
     arguments = parser().parse_args(argv)

@@ -30,6 +30,7 @@ PASSED: Final = ("OPENSSL_CONF", "RUNTIME_DIRECTORY")
 REPORT_VARIABLE: Final = "EDGEMAIL_BOOT_REPORT"
 AGENT_VARIABLE: Final = "EDGEMAIL_AGENT"
 INCOMING_VARIABLE: Final = "EDGEMAIL_INCOMING"
+FORMAT_VARIABLE: Final = "EDGEMAIL_SPOOL_FORMAT"
 
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 24, 8, 47, 2
 _VERSION_3: Final = 0x2008_0522
@@ -60,6 +61,20 @@ def command(places: Places, configured: bool) -> list[str]:
     if configured:
         return [*python, "-m", "edgemail.boot.cli", "run", "--config", str(places.configuration)]
     return [*python, "-m", "edgemail.boot.waiting", str(places.report)]
+
+
+def spool_format(places: Places) -> int:
+    """The newest format of the spool that the relay may write, so that the other slot's release can go on with it.
+
+    0 where that cannot be told: this is no image.
+    """
+    from edgemail.boot.update import Problems, Updates
+    from edgemail.settings import Update
+
+    try:
+        return Updates(places, Update()).spool_format()
+    except Problems:
+        return 0
 
 
 def give_watchdog(places: Places) -> None:
@@ -117,6 +132,9 @@ def serve(places: Places) -> None:
         INCOMING_VARIABLE: str(places.incoming),
     }
     environment |= {name: os.environ[name] for name in PASSED if name in os.environ}
+    newest = spool_format(places)
+    if newest:
+        environment[FORMAT_VARIABLE] = str(newest)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     if os.geteuid() == 0:

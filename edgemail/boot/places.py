@@ -12,6 +12,7 @@ from typing import Final
 logger = logging.getLogger("edgemail.boot")
 
 COMMAND_SECONDS: Final = 30.0  # limit: for a program of the system at boot
+SECRETS: Final = "secrets"  # beside a configuration: a file for each secret in it
 MAX_SAID: Final = 2000  # limit: characters of what a program says that are kept
 
 

@@ -8,7 +8,9 @@ boot partition are blanked when they are safe on the data partition, and not bef
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from edgemail.boot import blanking
+from edgemail.boot.places import SECRETS
 from edgemail.errors import ConfigurationError, Problem
+from edgemail.settings import Configuration, Network, TimeServers, Update
 
 NAME: Final = "edgemail.toml"
 CURRENT: Final = "current"
 VERSIONS: Final = "configurations"
+FACTS: Final = "facts.json"  # beside a configuration: what the box needs of it
 SOURCE: Final = "source"  # beside a configuration: the SHA-256 of the file that it came from
 MAX_FILE: Final = 262_144  # limit: bytes of edgemail.toml on the boot partition
 MAX_ENTRIES: Final = 200  # limit: names on the boot partition that are looked at
@@ -55,6 +59,26 @@ class Outcome:
     problems: tuple[Problem, ...] = ()
     notes: list[str] = field(default_factory=list)
     configured: bool = False  # a configuration is in force, this one or one from before
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the box itself needs of a configuration, which takes a board seconds to read and check."""
+
+    myhostname: str
+    host: str  # where its page can be asked by the box
+    port: int
+    network: Network
+    time: TimeServers
+    update: Update
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> Facts:
+        health = configuration.health
+        host = health.address if health is not None and health.address != "*" else "127.0.0.1"
+        port = health.port if health is not None else 0
+        tables = configuration.network, configuration.time, configuration.update
+        return cls(configuration.settings.myhostname, host, port, *tables)
 
 
 class Unreadable(Exception):
@@ -137,9 +161,27 @@ class Site:
         """The secrets of the configuration in force, by name."""
         found = {}
         with contextlib.suppress(OSError):
-            for path in (self.current / blanking.DIRECTORY).iterdir():
+            for path in (self.current / SECRETS).iterdir():
                 found[path.name] = path.read_text()
         return found
+
+    def facts(self) -> Facts | None:
+        """What the box itself needs of the configuration in force; None where there is none."""
+        try:
+            found = json.loads((self.current / FACTS).read_text())
+            tables = {"network": Network, "time": TimeServers, "update": Update}
+            for name, kind in tables.items():
+                values = {key: tuple(value) if isinstance(value, list) else value for key, value in found[name].items()}
+                found[name] = kind(**values)
+            return Facts(**found)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        from edgemail.boot import config  # written by a release that knew other facts
+
+        try:
+            return Facts.of(config.load(self.current / NAME, files=False))
+        except ConfigurationError:
+            return None
 
     def provision(self, folder: Path) -> Outcome:
         """Take what stands on the boot partition. Raises OSError when the data partition cannot be written."""
@@ -181,18 +223,21 @@ class Site:
         shutil.rmtree(fresh, ignore_errors=True)
         self._make(versions, private=False)
         self._make(fresh)
-        self._make(fresh / blanking.DIRECTORY)
+        self._make(fresh / SECRETS)
         for name, text in plan.parted.files.items():
-            self._write(fresh / blanking.DIRECTORY / name, text)
+            self._write(fresh / SECRETS / name, text)
         self._write(fresh / NAME, plan.text)
         self._write(fresh / SOURCE, digest)
-        _sync(fresh / blanking.DIRECTORY)
+        _sync(fresh / SECRETS)
         _sync(fresh)
         _sync(versions)
         problems = plan.check(fresh / NAME)
         if problems:
             shutil.rmtree(fresh, ignore_errors=True)
             return problems
+        if plan.configuration is not None:
+            self._write(fresh / FACTS, json.dumps(dataclasses.asdict(Facts.of(plan.configuration))) + "\n")
+            _sync(fresh)
         beside = self.home / (CURRENT + ".new")
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path(VERSIONS) / fresh.name)
@@ -229,11 +274,12 @@ class Plan:
     """A file on its way to a configuration: without its secrets, with what the image sets. `problems`: why not."""
 
     def __init__(self, source: Source, stored: dict[str, str]) -> None:
-        from edgemail.boot import config
+        from edgemail.boot import blanking, config
 
         self.problems: tuple[Problem, ...] = ()
         self.text = ""
         self.added = 0  # lines in front of the file's own
+        self.configuration: Configuration | None = None
         self.parted = blanking.Parted("")
         text = source.text.replace("\r\n", "\n")
         try:
@@ -257,7 +303,7 @@ class Plan:
         from edgemail.boot import config
 
         try:
-            config.load(path, files=files)
+            self.configuration = config.load(path, files=files)
         except ConfigurationError as error:
             return tuple(
                 Problem(one.key, max(0, one.line - self.added), one.message, one.hint) for one in error.problems
@@ -272,7 +318,7 @@ class Plan:
 
     def _references(self, data: object, given: dict[str, int]) -> Iterator[Problem]:
         """Files among the secrets that are named and were not given."""
-        place = blanking.DIRECTORY + "/"
+        place = SECRETS + "/"
         for key, value in _strings(data, ""):
             path = value.partition(":")[2] if ":" in value else value
             name = path.removeprefix(place)

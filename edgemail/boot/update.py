@@ -117,7 +117,7 @@ class Updates:
                     opened = Bundle.open(stream, self.keys())
                     manifest = opened.manifest
                     self._installing(found, opened)
-                self._record(found.other, {"version": manifest.version, "serial": manifest.serial})
+                self._record(found.other, manifest)
             except Problems as error:
                 self._say("failed", message=str(error))
                 logger.error("error: update: %s", error)
@@ -194,7 +194,7 @@ class Updates:
         with self.slots(write=True) as found:
             marked = found.mark_good()
         with contextlib.suppress(OSError):  # a box without its data partition runs all the same
-            self._record(found.running, {"version": release.version, "serial": release.serial})
+            self._record(found.running, release)
         return marked
 
     def roll_back(self) -> str:
@@ -210,7 +210,16 @@ class Updates:
 
     # ---- records
 
-    def _record(self, slot: str, about: dict[str, Any]) -> None:
+    def spool_format(self) -> int:
+        """The newest format of the spool that may be written: on trial, the newest that the other slot knows."""
+        with self.slots() as found:
+            if not found.trial():
+                return self.release().spool_format
+            other = _json(self.places.home / RECORD).get(found.other, {})
+        return min(self.release().spool_format, int(other.get("spool_format", self.release().spool_format)))
+
+    def _record(self, slot: str, one: Release | Manifest) -> None:
+        about = {"version": one.version, "serial": one.serial, "spool_format": one.spool_format}
         record = _json(self.places.home / RECORD)
         if record.get(slot) != about:
             replace(self.places.home / RECORD, json.dumps({**record, slot: about}) + "\n")

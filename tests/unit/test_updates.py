@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemail.boot import bootstate, certs, confirm, source
+from edgemail.boot import bootstate, certs, confirm, launch, source
 from edgemail.boot.bootstate import BootState
 from edgemail.boot.bundle import BundleRefused
 from edgemail.boot.card import BlockCard
@@ -73,7 +73,11 @@ def test_installed_tried_confirmed_and_left(places: Places) -> None:
     assert updates.install(file(places, release())).version == "1.1"
     assert state(places).order == ("B", "A")
     found = updates.status()
-    assert (found["slot"], found["good"], found["slots"]) == ("A", True, {"B": {"version": "1.1", "serial": 11}})
+    assert (found["slot"], found["good"], found["slots"]) == (
+        "A",
+        True,
+        {"B": {"version": "1.1", "serial": 11, "spool_format": 1}},
+    )
     assert found["progress"]["state"] == "installed"
 
     # the box starts from B
@@ -87,6 +91,20 @@ def test_installed_tried_confirmed_and_left(places: Places) -> None:
     assert updates.status()["good"] is True
     assert updates.roll_back() == "A"
     assert state(places).order == ("A", "B")
+
+
+def test_a_newer_format_of_the_spool_waits_until_the_slot_is_good(places: Places) -> None:
+    updates = Updates(places, Update())
+    updates.mark_good()
+    updates.install(file(places, release(spool_format=2)))
+    assert updates.spool_format() == 1
+    Path(places.cmdline).write_text("edgemail.slot=B")
+    Path(places.release).write_text("VERSION=1.1\nBOARD=arm64\nSERIAL=11\nBUILD_DATE=1\nSPOOL_FORMAT=2\n")
+    count(places, B=2)
+    assert updates.spool_format() == launch.spool_format(places) == 1
+    updates.mark_good()
+    assert updates.spool_format() == 2
+    assert launch.spool_format(Places(disk="/nowhere")) == 0
 
 
 def test_a_failed_update_is_said(places: Places) -> None:
