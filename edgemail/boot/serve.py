@@ -141,6 +141,7 @@ class Relay:
             self._deliver,
             random=random.Random(),
             links=self.links,
+            directory=Path(configuration.settings.queue_directory),
         )
         self.status = Status(self)
         self.scheduler.bind_deliveries(self.status.guards.deliveries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,3 +306,38 @@ def test_with_a_wrong_clock_nothing_expires(tmp_path: Path, shift: float, year: 
             box.run("postqueue", "-f")
             box.wait_for("status=expired")
             assert "Traceback" not in box.log()
+
+
+# notices
+
+
+def told(box: Relay) -> int:
+    return len(re.findall(r"notice to <\S+>: Mail route pauses", box.log_path.read_text()))
+
+
+def test_of_a_pause_somebody_is_told_once_over_restarts_and_kills_too(tmp_path: Path, isp: Sink) -> None:
+    settings = FAST + f'transport_maps = [{{ "example.org" = "smtp:[127.0.0.1]:{isp.port}" }}]\n'
+    settings += 'defer_transports = ["later"]\ndefault_transport = "later"\n'
+    isp.stop()
+    with relay(tmp_path, settings) as box:
+        box.send()
+        box.wait_for("route paused")
+        box.wait_until((tmp_path / "spool" / "pauses.json").exists, "file of what was told")
+        assert told(box) == 1
+        site = f"smtp:[127.0.0.1]:{isp.port}"
+        since = routes(box)[site]["since"]
+        for stop in (box.stop, box.kill):
+            stop()
+            box.start()
+            box.wait_for("route paused", count=2)
+            assert told(box) == 1
+            found = routes(box)[site]
+            assert (found["state"], found["since"]) == ("paused", since), "it pauses for as long as it has"
+        isp.start()
+        isp.wait_for(1)
+        box.wait_until(lambda: (tmp_path / "spool" / "pauses.json").read_text() == "{}\n", "end of the pause")
+        isp.stop()
+        box.restart()
+        box.send()
+        box.wait_for("route paused")
+        box.wait_until(lambda: told(box) == 2, "second notice: this is another pause")

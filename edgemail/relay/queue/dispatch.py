@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from edgemail.clock import Clock
@@ -21,6 +22,7 @@ from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.notices import Notices
+from edgemail.relay.queue.pauses import Pauses
 from edgemail.relay.queue.settle import Settlement, Settling, log_decided, reason
 from edgemail.relay.queue.sites import OWN_SIDE, Gate, Site, Sites
 from edgemail.relay.queue.slots import Slot, Slots
@@ -62,6 +64,7 @@ class Dispatch:
         again: Callable[[int], None],
         wake: Callable[[], None],
         keep: Keep,
+        pauses: Pauses,
     ) -> None:
         self._spool = spool
         self._clock = clock
@@ -77,6 +80,7 @@ class Dispatch:
         self._again = again
         self._wake = wake
         self._keep = keep
+        self._pauses = pauses
         self._tasks: set[asyncio.Task[Any]] = set()
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
@@ -359,6 +363,7 @@ class Dispatch:
     def _hear(self, site: Site, outcomes: tuple[Outcome, ...]) -> None:
         """What a delivery says about the site as a whole."""
         if any(each.kind is None or (each.remote and not each.site_failed) for each in outcomes):
+            self._pauses.over(site.name)
             if self._sites.answered(site):
                 log.info("site %s answers again", site.name)
             return
@@ -374,7 +379,8 @@ class Dispatch:
         word, level = ("route paused", logging.WARNING) if site.configured else ("site is dead", logging.INFO)
         log.log(level, "%s: %s, next attempt in %.0f s: %s", site.name, word, seconds, site.reason)
         if site.configured and not site.told:
-            self._notices.paused(site, f"in about {max(1, round(seconds / 60))} min")
+            told = partial(self._pauses.told, site.name, site.failed_wall)
+            self._notices.paused(site, f"in about {max(1, round(seconds / 60))} min", told)
         self._slots.forget(site)
         side = side_flag(site)
         for mail in site.clear():

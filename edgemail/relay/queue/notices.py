@@ -72,8 +72,8 @@ class Notices:
             )
             self.post("software", "mail could not be delivered for trouble of this box", text)
 
-    def paused(self, site: Site, probe: str) -> None:
-        """A route does not work. Told once, until it has worked again."""
+    def paused(self, site: Site, probe: str, told: Callable[[], None]) -> None:
+        """A route does not work. Told once, until it has worked again; `told` is called when the notice is durable."""
         settings = self._settings()
         site.told = True
         text = (
@@ -84,7 +84,7 @@ class Notices:
             " works again, the mail leaves by itself; you will hear no more of it until then.\n\n"
             "To try at once, use `edgemail queue flush`."
         )
-        self._send("route", settings.notice_recipient, f"Mail route pauses: {site.name}", text)
+        self._send("route", settings.notice_recipient, f"Mail route pauses: {site.name}", text, told)
 
     async def copies(
         self, cls: str, form: dsn.Form, envelope: Envelope, reported: Sequence[Reported], until: float = 0.0
@@ -110,11 +110,11 @@ class Notices:
         """Whether a message is a notice to the postmaster: nothing is ever said about it."""
         return bool(envelope.sender) and (envelope.bounce or envelope.sender.key == notice_sender(self._settings()).key)
 
-    def _send(self, cls: str, to: str, subject: str, text: str) -> None:
+    def _send(self, cls: str, to: str, subject: str, text: str, told: Callable[[], None] | None = None) -> None:
         if self._may(cls, to, subject):
-            self._spawn(self._write(to, subject, text))
+            self._spawn(self._write(to, subject, text, told))
 
-    async def _write(self, to: str, subject: str, text: str) -> None:
+    async def _write(self, to: str, subject: str, text: str, told: Callable[[], None] | None) -> None:
         try:
             made = await self._bounces.note(to, subject, text)
         except EdgemailError as error:
@@ -122,6 +122,8 @@ class Notices:
         else:
             log.info("%s: notice to <%s>: %s", made.queue_id, to, subject)
             self._accepted(made)
+            if told is not None:
+                told()
 
     def _may(self, cls: str, to: str, subject: str) -> bool:
         """Whether one more of a class may be queued. One that would only be held is queued once for each subject."""

@@ -12,6 +12,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from edgemail.clock import Clock
@@ -27,6 +28,7 @@ from edgemail.relay.queue.lifetime import Timeline, still_to_wait
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.orders import Orders
+from edgemail.relay.queue.pauses import Pauses
 from edgemail.relay.queue.settle import Settling
 from edgemail.relay.queue.sites import Sites, SiteStatus
 from edgemail.relay.queue.slots import Slots
@@ -55,7 +57,9 @@ class Scheduler:
         *,
         random: random.Random,
         links: Links | None = None,
+        directory: Path | None = None,
     ) -> None:
+        """`directory`: where what outlasts the process is kept, beside what is in the spool; None for nowhere."""
         self._spool = spool
         self._clock = clock
         self._configuration = configuration
@@ -72,7 +76,8 @@ class Scheduler:
         self._stopping = False
         self._wakes = 0  # asked for since the last time that what is kept was woken whole
         bounces = Bounces(spool, clock, self._settings, random)
-        self._all_sites = Sites(clock, configuration, random)
+        self._pauses = Pauses(directory, self._spawn)
+        self._all_sites = Sites(clock, configuration, random, self._pauses.since)
         self._keep = Keep(configuration, links)
         self._slots = Slots(clock, configuration, self._keep.busy)
         self._notices = Notices(
@@ -106,6 +111,7 @@ class Scheduler:
             again=self._look_again,
             wake=self._event.set,
             keep=self._keep,
+            pauses=self._pauses,
         )
         self._orders = Orders(
             spool,
@@ -348,6 +354,7 @@ class Scheduler:
     def forget(self, site: str) -> None:
         """A destination that was there for a while only is no more: nothing is to be shown of it."""
         self._all_sites.forget(site)
+        self._pauses.over(site)
 
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """See `Orders.hold`."""

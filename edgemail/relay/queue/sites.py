@@ -8,7 +8,7 @@ synchronous; never delivers, never reads the spool.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -71,6 +71,7 @@ class Site:
     retry_wait: float = 0.0
     flushes: int = 0  # how often somebody had asked to try everything when it died
     told: bool = False  # somebody was told of this failure
+    paused_since: float = 0.0  # wall clock: it paused so before the restart already; 0.0 for one that did not
     kind: Kind | None = None
     reason: str = ""
     status: str = ""
@@ -134,7 +135,15 @@ class Site:
 class Sites:
     """All destinations, least recently used first."""
 
-    def __init__(self, clock: Clock, configuration: Configuration, random: random.Random) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        configuration: Configuration,
+        random: random.Random,
+        since: Callable[[str], float] = lambda _: 0.0,
+    ) -> None:
+        """`since`: the date since when a route pauses of which somebody was told before the start; 0.0 for others."""
+        self._since = since
         self._clock = clock
         self._configuration = configuration
         self._random = random
@@ -160,6 +169,8 @@ class Sites:
         if site is None:
             settings = self._configuration.transport(route.transport)
             site = Site(name, route.transport, route.configured, _initial(settings))
+            site.paused_since = self._since(name)
+            site.told = site.paused_since > 0
             self._forget()
         self._sites[name] = site
         site.configured = route.configured
@@ -192,7 +203,7 @@ class Sites:
         site.answered_at = self._clock.monotonic()
         site.failed_at = site.retry_at = None
         site.retry_wait = site.cohorts = 0.0
-        site.told = False
+        site.told, site.paused_since = False, 0.0
         site.kind, site.reason, site.status = None, "", ""
         return was_dead
 
@@ -200,7 +211,7 @@ class Sites:
         """A delivery found that it does not work. Whether it is dead from now on."""
         now = self._clock.monotonic()
         if site.failed_at is None:
-            site.failed_at, site.failed_wall = now, self._clock.wall()
+            site.failed_at, site.failed_wall = now, site.paused_since or self._clock.wall()
         site.kind, site.reason, site.status = outcome.kind, reason, outcome.reply.status
         if site.gate(now) is Gate.DEAD:  # one that was under way when it died
             return False
