@@ -195,7 +195,6 @@ class Settings:
     lifetime_counts: str = _p("link-up", "choice", "link-up: only time in which it could have left; wall: all time", choices=("link-up", "wall"))
     qmgr_message_active_limit: int = _p(1000, "int", "messages in hand at once", low=1)
     qmgr_message_recipient_limit: int = _p(10_000, "int", "recipients in hand at once", low=1)
-    urgent: Names = _p((), "list", "mail that goes first: sender:ADDRESS, recipient:@DOMAIN, listener:NAME, header:NAME:VALUE")
     in_flow_delay: float = _p(1.0, "duration", "pause before a message is taken while more than qmgr_message_active_limit were not tried yet; 0 = off", high=10)
     initial_destination_concurrency: int = _smtp(5, "int", "deliveries to begin with at one site", low=1)
     default_destination_concurrency_limit: int = _smtp(20, "int", "deliveries at once to one site; 0 = no limit")
@@ -316,6 +315,14 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Priority:
+    """One `[[priority]]`: a class of mail; those that stand first in the file go first."""
+
+    name: str
+    match: Names = ()  # sender:ADDRESS, recipient:@DOMAIN, listener:NAME, header:NAME:VALUE; (): all other mail
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """A whole configuration file, checked. `transports` holds the settings of each transport that has its own.
 
@@ -329,6 +336,7 @@ class Configuration:
     health: Health | None = None  # None: no status page
     given: Mapping[str, int] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
+    priorities: tuple[Priority, ...] = ()
     push: Push | None = None
     network: Network = Network()
     time: TimeServers = TimeServers()

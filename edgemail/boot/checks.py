@@ -18,7 +18,6 @@ from edgemail import tables, tls
 from edgemail.boot.expand import Mistake
 from edgemail.boot.values import domain, near, qualified
 from edgemail.errors import TableError
-from edgemail.relay.queue.urgent import MAX_RULES, parse_rule
 from edgemail.relay.receive.policy import RESTRICTIONS, check_etrn_restrictions, check_restrictions
 from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.route import parse_row
@@ -100,13 +99,6 @@ def meanings(settings: Settings) -> Found:
     for server in settings.dns_nameservers:
         if not re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", server):
             yield "dns_nameservers", Mistake(f"'{server}' is not a resolver's address", 'for example "192.0.2.53"')
-    if len(settings.urgent) > MAX_RULES:
-        yield "urgent", Mistake(f"has more than {MAX_RULES} entries")
-    for rule in settings.urgent:
-        try:
-            parse_rule(rule)
-        except ValueError as error:
-            yield "urgent", _told(str(error))
     yield from _hops(settings)
     yield from _restrictions(settings)
     yield from _words_of_tls(settings)

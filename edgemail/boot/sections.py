@@ -16,6 +16,7 @@ from edgemail.boot import checks, site
 from edgemail.boot.absent import ABSENT
 from edgemail.boot.expand import DEFAULTS, FIELDS, Layer, Mistake, Scope, split
 from edgemail.boot.links import links
+from edgemail.boot.priorities import priorities
 from edgemail.boot.profiles import PROFILES
 from edgemail.boot.pushes import push
 from edgemail.boot.values import near, printable, read, shown
@@ -24,7 +25,7 @@ from edgemail.settings import PARAMETERS, Configuration, Health, Listener, Setti
 
 MAX_LISTENERS: Final = 64  # limit: [[listener]] tables
 DEFAULT_PORT: Final = 25  # of the one listener of a file that names none
-TABLES: Final = ("listener", "transport", "link", "health", "push", "network", "time", "update")
+TABLES: Final = ("listener", "transport", "link", "priority", "health", "push", "network", "time", "update")
 LISTENER_KEYS: Final = ("name", "address", "port", "profile")
 HEALTH_KEYS: Final = ("address", "port", "token_file", "networks")
 TRANSPORT_SUFFIXES: Final = {
@@ -74,6 +75,7 @@ class Reading:
         transports = self._transports(data.get("transport", {}), limits, layer, settings, files)
         health = self._health(data["health"], scope, files) if "health" in data else None
         uplinks = links(self, data.get("link", []), scope, files=files)
+        classes = priorities(self, data.get("priority", []), scope)
         pushed = push(self, data["push"], self.base, files=files) if "push" in data else None
         image = site.tables(self, data, self.base, files=files)
         self._known(scope, settings, transports, {link.name for link in uplinks})
@@ -82,7 +84,8 @@ class Reading:
         if self.problems or self.derived:
             unique = dict.fromkeys(self.problems or self.derived)
             raise ConfigurationError(self.path, tuple(sorted(unique, key=lambda problem: problem.line)))
-        return Configuration(self.path, settings, listeners, transports, health, self.given, uplinks, pushed, *image)
+        tables = uplinks, classes, pushed, *image
+        return Configuration(self.path, settings, listeners, transports, health, self.given, *tables)
 
     def _unknown(self, key: str, known: list[str], place: str = "") -> None:
         if not place and key in ABSENT:

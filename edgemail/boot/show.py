@@ -13,7 +13,7 @@ from typing import Any, Final
 from edgemail.boot.checks import SECRET_MAPS
 from edgemail.boot.expand import DEFAULTS, FIELDS, FILE_NAMES, Mistake
 from edgemail.boot.values import SECONDS, near
-from edgemail.settings import PARAMETERS, Configuration, Link, Listener, Push, Settings
+from edgemail.settings import PARAMETERS, Configuration, Link, Listener, Priority, Push, Settings
 
 HIDDEN: Final = "********"
 
@@ -67,6 +67,8 @@ def as_json(configuration: Configuration, names: Sequence[str] = (), *, changed:
         }
         if configuration.links:
             document["link"] = [_link(link) for link in configuration.links]
+        if configuration.priorities:
+            document["priority"] = [_priority(each) for each in configuration.priorities]
         if configuration.health is not None:
             document["health"] = dataclasses.asdict(configuration.health)
         if configuration.push is not None:
@@ -164,6 +166,9 @@ def _tables(configuration: Configuration) -> Iterator[str]:
     for link in configuration.links:
         yield "\n[[link]]"
         yield from (f"{key} = {_value(value)}" for key, value in _link(link).items())
+    for each in configuration.priorities:
+        yield "\n[[priority]]"
+        yield from (f"{key} = {_value(value)}" for key, value in _priority(each).items())
     if configuration.health is not None:
         yield "\n[health]"
         yield from (f"{key} = {_value(value)}" for key, value in dataclasses.asdict(configuration.health).items())
@@ -194,6 +199,10 @@ def _link(link: Link) -> dict[str, Any]:
     values = {name: getattr(link, name) for name in unset}
     chosen = {name: value for name, value in values.items() if value != unset[name] or name in ("name", "kind")}
     return {"class" if name == "kind" else name: value for name, value in chosen.items()}
+
+
+def _priority(priority: Priority) -> dict[str, Any]:
+    return {"name": priority.name, **({"match": priority.match} if priority.match else {})}
 
 
 def _push(push: Push) -> Iterator[tuple[str, Any]]:

@@ -51,6 +51,9 @@ def test_the_ship() -> None:
     links.observe("quay", True)
     assert keep.kept("smtp", 20_000_000, asked=False) is None
     assert [links.begin("smtp", 1) is None for _ in range(100)] == [False] * 100
+    ups, bridge, scanner = (Address(name, "nordwind.example") for name in ("ups", "bridge", "scanner"))
+    ranks = [keep.rank(Envelope(1, sender, (Recipient(bridge),))) for sender in (ups, bridge, scanner)]
+    assert ranks == sorted(set(ranks))
 
 
 @pytest.mark.parametrize(("name", "link"), [("office", "dsl"), ("branch", "wan")])

@@ -13,7 +13,7 @@ from edgemail.envelope import Address, Envelope, Recipient, Route
 from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
-from edgemail.settings import Configuration, Link, Settings
+from edgemail.settings import Configuration, Link, Priority, Settings
 from tests.queue import Rig, later, silent
 
 DAY = 86_400.0
@@ -26,6 +26,7 @@ class Box(Rig):
 
     def __init__(self, links: tuple[Link, ...] = (FIBRE,), **settings: Any) -> None:
         self.uplinks = links
+        self.priorities: tuple[Priority, ...] = settings.pop("priorities", ())
         self.links: Links | None = None
         given = {"smtp_links": tuple(link.name for link in links), "defer_transports": ("ondemand",), **settings}
         super().__init__(**given)
@@ -36,7 +37,8 @@ class Box(Rig):
 
     @property
     def configuration(self) -> Configuration:
-        return Configuration("", Settings(**self.settings), (), transports=self.transports, links=self.uplinks)
+        settings = Settings(**self.settings)
+        return Configuration("", settings, (), self.transports, links=self.uplinks, priorities=self.priorities)
 
     def _route(self, envelope: Envelope, recipient: Recipient) -> tuple[Route, Address]:
         domain = recipient.address.domain

@@ -174,7 +174,7 @@ def test_those_that_were_idle_longest_are_forgotten(monkeypatch: pytest.MonkeyPa
 def test_three_lines_take_turns() -> None:
     site = Box().site()
     for i in range(3):
-        site.hand.append(i)
+        site.take_in_hand(i)
         site.park(10 + i, fresh=True)
         site.park(20 + i, fresh=False)
     order = [site.next_id(room=True) for _ in range(9)]
@@ -183,7 +183,7 @@ def test_three_lines_take_turns() -> None:
     assert site.next_id(room=True) is None
     site.park(5, fresh=True)
     assert site.next_id(room=False) is None
-    site.hand.append(6)
+    site.take_in_hand(6)
     assert site.next_id(room=False) == 6
 
 

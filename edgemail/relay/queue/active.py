@@ -17,7 +17,7 @@ from edgemail.errors import Kind
 from edgemail.relay.queue.keep import Kept
 from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.sites import OWN_SIDE, Site
-from edgemail.relay.queue.waiting import Flag
+from edgemail.relay.queue.waiting import Flag, rank
 from edgemail.reply import Reply
 
 log = logging.getLogger("edgemail.qmgr")
@@ -39,8 +39,8 @@ class Part:
         """What is asked of those who send: over that link, where one is named."""
         if uplink is None:
             return Delivery(active.envelope, self.targets, self.route)
-        urgent = bool(active.flags & Flag.URGENT)
-        return Delivery(active.envelope, self.targets, self.route, uplink.via, uplink.name, urgent, uplink.shared)
+        via, name, shared = uplink.via, uplink.name, uplink.shared
+        return Delivery(active.envelope, self.targets, self.route, via, name, active.urgent, shared)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +49,7 @@ class Active:
 
     envelope: Envelope
     flags: int = Flag.NONE
+    urgent: bool = False  # it goes before most mail
     parts: list[Part] = field(default_factory=list)  # not begun
     running: int = 0
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -75,9 +76,13 @@ class Active:
         return self.running > 0 or bool(self.parts)
 
     @property
-    def kept_flag(self) -> int:
-        """How the index knows it, when it waits for a link or for somebody to ask."""
-        return Flag.KEPT | self.flags & Flag.URGENT if self.kept else Flag.NONE
+    def lasting(self) -> int:
+        """What the index knows of it while it waits on: its rank, and whether for a link or for somebody to ask."""
+        return self.flags & Flag.RANK | (Flag.KEPT if self.kept else Flag.NONE)
+
+    @property
+    def rank(self) -> int:
+        return rank(self.flags)
 
     @property
     def fresh(self) -> bool:

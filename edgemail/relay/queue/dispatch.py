@@ -23,11 +23,11 @@ from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.pauses import Pauses
+from edgemail.relay.queue.priority import beginning
 from edgemail.relay.queue.settle import Settlement, Settling, log_decided, reason
 from edgemail.relay.queue.sites import OWN_SIDE, Gate, Site, Sites
 from edgemail.relay.queue.slots import Slot, Slots
-from edgemail.relay.queue.urgent import beginning
-from edgemail.relay.queue.waiting import Flag, Stand, Waiting
+from edgemail.relay.queue.waiting import Flag, Stand, Waiting, ranked
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Spool
 
@@ -160,9 +160,8 @@ class Dispatch:
 
     def _consider(self, envelope: Envelope, flags: int) -> None:
         self._waiting.drop(envelope.id)
-        if self._keep.urgent(envelope, lambda: beginning(self._spool, envelope.id)):
-            flags |= Flag.URGENT
-        active = Active(envelope, flags)
+        rank = self._keep.rank(envelope, lambda: beginning(self._spool, envelope.id))
+        active = Active(envelope, ranked(flags, rank), urgent=rank < self._keep.priorities.normal)
         split(
             active,
             self._route,
@@ -174,7 +173,7 @@ class Dispatch:
         if not active.parts:
             if active.suspended and not self._must_tell(active, quiet, sides):
                 due = min(active.suspended.values())
-                self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
+                self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.lasting)
                 self.accounts.waits(envelope.id, map(reason, active.outcomes.values()))
             else:
                 self._take(active)
@@ -238,7 +237,9 @@ class Dispatch:
 
     def _may_begin(self, part: Part, active: Active) -> bool:
         site = self._sites.of(part.route)
-        return site.gate(self._clock.monotonic()) is Gate.OPEN and self._slots.free(site, fresh=active.fresh)
+        return site.gate(self._clock.monotonic()) is Gate.OPEN and self._slots.free(
+            site, fresh=active.fresh, rank=active.rank
+        )
 
     def _room_for(self, site: Site) -> bool:
         return self.room(proven=site.proven(self._clock.monotonic()))
@@ -251,7 +252,7 @@ class Dispatch:
             site = self._sites.find(name)
             if site is None:
                 continue
-            site.park(envelope.id, fresh=active.fresh, urgent=bool(active.flags & Flag.URGENT))
+            site.park(envelope.id, fresh=active.fresh, rank=active.rank)
             if site.gate(self._clock.monotonic()) is Gate.OPEN:
                 self._slots.wait(site)
 
@@ -272,7 +273,7 @@ class Dispatch:
             site = self._sites.of(part.route)
             if site.running:
                 if not active.waits_for(site):
-                    site.hand.append(active.id)
+                    site.take_in_hand(active.id, active.rank)
                 active.parts.append(part)
 
     def hold_back(self, active: Active) -> None:
@@ -289,7 +290,7 @@ class Dispatch:
         for _ in range(site.waiting):
             if site.gate(self._clock.monotonic()) is not Gate.OPEN or self.closed:
                 break
-            free = self._slots.free(site, fresh=bool(site.fresh))
+            free = self._slots.free(site, fresh=site.fresh)
             mail = site.next_id(room=self._room_for(site)) if free else None
             if mail is None:
                 break
@@ -299,7 +300,7 @@ class Dispatch:
                 if part is not None:
                     self._begin(active, part)
                 if active.waits_for(site):
-                    site.hand.append(mail)
+                    site.take_in_hand(mail, active.rank)
             elif self._waiting.stand(mail) is Stand.PARKED:
                 self.look_at(mail)
             if self._slots.running > before[0]:
@@ -437,7 +438,7 @@ class Dispatch:
             log.info("%s: on hold: %s", envelope.queue_id, active.hold or envelope.hold_reason)
         else:
             due = self._clock.monotonic() + result.wait
-            self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.kept_flag)
+            self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.lasting)
             if result.again:
                 self._again(envelope.id)
 

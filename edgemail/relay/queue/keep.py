@@ -13,8 +13,8 @@ from typing import Any
 from edgemail.envelope import Envelope, Outcome
 from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links, State, Uplink
+from edgemail.relay.queue.priority import Priorities
 from edgemail.relay.queue.sites import Site, SiteStatus
-from edgemail.relay.queue.urgent import Urgent
 from edgemail.settings import Configuration
 
 ON_DEMAND = "deferred transport"  # Postfix's words
@@ -34,16 +34,16 @@ class Keep:
     def __init__(self, configuration: Configuration, links: Links | None) -> None:
         self._configuration = configuration
         self._links = links
-        self._urgent = Urgent(configuration.settings.urgent)
+        self.priorities = Priorities(configuration.priorities)
 
     def reload(self, configuration: Configuration) -> None:
         """Take new rules; the links hear of them by themselves."""
         self._configuration = configuration
-        self._urgent = Urgent(configuration.settings.urgent)
+        self.priorities = Priorities(configuration.priorities)
 
-    def urgent(self, envelope: Envelope, header: Callable[[], bytes] = bytes) -> bool:
-        """Whether a message goes before others; without its header, as far as that can be told."""
-        return bool(self._urgent) and self._urgent.matches(envelope, header)
+    def rank(self, envelope: Envelope, header: Callable[[], bytes] = bytes) -> int:
+        """How soon a message goes, the lowest first; without its header, as far as that can be told."""
+        return self.priorities.rank(envelope, header) if self.priorities else self.priorities.normal
 
     def on_demand(self, transport: str) -> bool:
         """Whether mail of a transport waits until somebody asks."""

@@ -70,7 +70,7 @@ class Orders:
             account.begin(found)
             self._dispatch.accounts.open.append(account)
         count = 0
-        for number, mail in enumerate(found, 1):
+        for number, mail in enumerate(self._waiting.by_rank(found), 1):
             if number % PIECE == 0:
                 await asyncio.sleep(0)
             if mail in self._waiting:

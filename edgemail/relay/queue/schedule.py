@@ -33,7 +33,7 @@ from edgemail.relay.queue.settle import Settling
 from edgemail.relay.queue.sites import Sites, SiteStatus
 from edgemail.relay.queue.slots import Slots
 from edgemail.relay.queue.timers import Timers
-from edgemail.relay.queue.waiting import Flag, Line, Stand, Waiting
+from edgemail.relay.queue.waiting import Flag, Line, Stand, Waiting, ranked
 from edgemail.settings import Configuration, Settings
 from edgemail.spool.verbs import Spool
 
@@ -150,9 +150,7 @@ class Scheduler:
             elif envelope.id not in self._waiting and envelope.id not in self._dispatch.active:
                 due = now + still_to_wait(envelope, settings, self._clock)
                 kept = any(recipient.kind is Kind.LINK for recipient in envelope.recipients)
-                flags = Flag.KEPT if kept else Flag.NONE
-                if self._keep.urgent(envelope):
-                    flags |= Flag.URGENT
+                flags = ranked(Flag.KEPT if kept else Flag.NONE, self._keep.rank(envelope))
                 self._waiting.add(envelope.id, domains(envelope), due=due, flags=flags)
             if count % LOOKS == 0:
                 await asyncio.sleep(0)
@@ -223,6 +221,8 @@ class Scheduler:
             self._run_at = now + self._configuration.settings.queue_run_delay
             self._run_from = 0
         found, following = self._waiting.due(now, self._run_from)
+        if self._keep.priorities:
+            found = self._waiting.by_rank(found)
         for mail in found:
             self._waiting.move(mail, Stand.LANE)
         self._backlog.extend(found)

@@ -54,8 +54,20 @@ class SiteStatus:
 
 
 @dataclass(slots=True, eq=False)
+class Lines:
+    """The ids of mail of one rank that waits for its turn."""
+
+    hand: Line = field(default_factory=Line)  # messages in hand that have more for this site
+    fresh: Line = field(default_factory=Line)  # new mail
+    old: Line = field(default_factory=Line)  # the backlog
+
+    def __len__(self) -> int:
+        return len(self.hand) + len(self.fresh) + len(self.old)
+
+
+@dataclass(slots=True, eq=False)
 class Site:
-    """One destination. `hand`, `fresh` and `old` are the ids of mail that waits for its turn here."""
+    """One destination. `lines` are what waits for its turn here, by rank."""
 
     name: str
     transport: str
@@ -75,15 +87,22 @@ class Site:
     kind: Kind | None = None
     reason: str = ""
     status: str = ""
-    hand: Line = field(default_factory=Line)  # messages in hand that have more for this site
-    fresh: Line = field(default_factory=Line)  # new mail
-    old: Line = field(default_factory=Line)  # the backlog
-    urgent: Line = field(default_factory=Line)  # what goes before both
+    lines: dict[int, Lines] = field(default_factory=dict)
     turn: int = 0
 
     @property
     def waiting(self) -> int:
-        return len(self.hand) + len(self.fresh) + len(self.old) + len(self.urgent)
+        return sum(map(len, self.lines.values()))
+
+    @property
+    def fresh(self) -> bool:
+        """Whether new mail is among what waits."""
+        return any(lines.fresh for lines in self.lines.values())
+
+    @property
+    def rank(self) -> int:
+        """The lowest of what waits, 0 where nothing does."""
+        return min((rank for rank, lines in self.lines.items() if len(lines)), default=0)
 
     @property
     def own_side(self) -> bool:
@@ -108,28 +127,38 @@ class Site:
         allowed = self.window * self.messages if self.retry_at is None else 1  # a probe
         return Gate.OPEN if self.running < allowed else Gate.BUSY
 
-    def park(self, id: int, *, fresh: bool, urgent: bool = False) -> None:
+    def _of(self, rank: int) -> Lines:
+        lines = self.lines.get(rank)
+        if lines is None:
+            lines = self.lines[rank] = Lines()
+        return lines
+
+    def park(self, id: int, *, fresh: bool, rank: int = 0) -> None:
         """Let a message wait for its turn here."""
-        (self.urgent if urgent else self.fresh if fresh else self.old).append(id)
+        lines = self._of(rank)
+        (lines.fresh if fresh else lines.old).append(id)
+
+    def take_in_hand(self, id: int, rank: int = 0) -> None:
+        """A message in hand has more for this site."""
+        self._of(rank).hand.append(id)
 
     def next_id(self, *, room: bool) -> int | None:
-        """The next that waits: urgent mail, then the others by turns. Without `room`, only what is in hand already."""
-        if room and self.urgent:
-            return self.urgent.pop()
-        lines = (self.hand, self.fresh, self.old) if room else (self.hand,)
-        for _ in lines:
-            self.turn += 1
-            line = lines[self.turn % len(lines)]
-            if line:
-                return line.pop()
+        """The next that waits: the lowest rank, within it by turns. Without `room`, only what is in hand already."""
+        for rank in sorted(self.lines):
+            found = self.lines[rank]
+            lines = (found.hand, found.fresh, found.old) if room else (found.hand,)
+            for _ in lines:
+                self.turn += 1
+                line = lines[self.turn % len(lines)]
+                if line:
+                    return line.pop()
         return None
 
     def clear(self) -> list[int]:
         """Everything that waits here; it waits here no more."""
-        ids = [*self.hand, *self.urgent, *self.fresh, *self.old]
-        for line in (self.hand, self.urgent, self.fresh, self.old):
-            line.clear()
-        return ids
+        ranks = [self.lines[rank] for rank in sorted(self.lines)]
+        self.lines = {}
+        return [mail for found in ranks for line in (found.hand, found.fresh, found.old) for mail in line]
 
 
 class Sites:

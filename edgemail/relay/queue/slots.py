@@ -54,7 +54,7 @@ class Slots:
         self._clock = clock
         self._configuration = configuration
         self._proven: dict[str, dict[Slot, None]] = {}  # by transport, oldest first
-        self._queues: tuple[dict[Site, None], ...] = tuple({} for _ in Turn)
+        self._queues: dict[int, tuple[dict[Site, None], ...]] = {}  # by rank, then by turn
         self.trials = 0
         self.bound: Callable[[int], int] = int  # how many of so many deliveries are good now
 
@@ -76,9 +76,9 @@ class Slots:
             return Turn.FAILING
         return Turn.FRESH if fresh else Turn.BACKLOG
 
-    def free(self, site: Site, *, fresh: bool) -> bool:
-        """Whether there is a slot for a delivery to this site."""
-        if self._busy(site):
+    def free(self, site: Site, *, fresh: bool, rank: int | None = None) -> bool:
+        """Whether there is a slot for a delivery to this site, of mail of a rank: the first that waits there, else."""
+        if self._busy(site) or self._yields(site, site.rank if rank is None else rank):
             return False
         turn = self.turn(site, fresh=fresh)
         if turn is not Turn.PROVEN:
@@ -88,6 +88,16 @@ class Slots:
         if len(taken) >= limit:
             self._set_aside(taken)
         return len(taken) < limit
+
+    def _yields(self, site: Site, rank: int) -> bool:
+        """Whether mail of a lower rank waits elsewhere for the same links, whose connections must not be kept busy."""
+        return any(
+            other.transport == site.transport and other.waiting and other.rank < rank and self._busy(other)
+            for lower, queues in self._queues.items()
+            if lower < rank
+            for queue in queues
+            for other in queue
+        )
 
     def take(self, site: Site) -> Slot:
         """Take one; asked whether it is free before."""
@@ -110,41 +120,46 @@ class Slots:
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._queues))
+        return sum(len(queue) for queues in self._queues.values() for queue in queues)
 
     def wait(self, site: Site) -> None:
         """Remember that a site has mail and no slot."""
-        turn = self.turn(site, fresh=bool(site.fresh))
-        if site not in self._queues[turn]:
+        turn = self.turn(site, fresh=site.fresh)
+        queues = self._queues.get(site.rank)
+        if queues is None:
+            queues = self._queues[site.rank] = tuple({} for _ in Turn)
+        if site not in queues[turn]:
             self.forget(site)
-            self._queues[turn][site] = None
+            queues[turn][site] = None
 
     def forget(self, site: Site) -> None:
-        for queue in self._queues:
-            queue.pop(site, None)
+        for queues in self._queues.values():
+            for queue in queues:
+                queue.pop(site, None)
 
     def next_site(self) -> Site | None:
-        """A site that waits and for which there is a slot now; it waits no more."""
-        for turn in Turn:
-            if turn is not Turn.PROVEN and self.trials >= SHARE[turn] * self._most_trials():
-                continue
-            for site in self._members(turn):
-                if self.free(site, fresh=bool(site.fresh)):
-                    del self._queues[turn][site]
-                    return site
+        """A site that waits and for which there is a slot now; it waits no more. Those with mail of low rank first."""
+        for rank in sorted(self._queues):
+            for turn in Turn:
+                if turn is not Turn.PROVEN and self.trials >= SHARE[turn] * self._most_trials():
+                    continue
+                for site in self._members(rank, turn):
+                    if self.free(site, fresh=site.fresh):
+                        del self._queues[rank][turn][site]
+                        return site
         return None
 
-    def _members(self, turn: Turn) -> Iterator[Site]:
+    def _members(self, rank: int, turn: Turn) -> Iterator[Site]:
         """The sites that wait in one class; those that belong to another by now go there."""
-        for site in tuple(self._queues[turn]):
-            if self.turn(site, fresh=bool(site.fresh)) is turn:
+        for site in tuple(self._queues[rank][turn]):
+            if site.rank == rank and self.turn(site, fresh=site.fresh) is turn:
                 yield site
             else:
                 self.wait(site)
 
     def next_change(self) -> float | None:
         """When (monotonic) time alone could make room for a proven site that waits."""
-        waiting = {site.transport for site in self._queues[Turn.PROVEN]}
+        waiting = {site.transport for queues in self._queues.values() for site in queues[Turn.PROVEN]}
         starts = [next(iter(self._proven[name])).started for name in waiting if self._proven.get(name)]
         return min(starts) + STALLED if starts and self.trials < self._most_trials() else None
 

@@ -1,6 +1,6 @@
 """What waits, in memory: for each message an id, when it is due, a mark of its domains, where it stands. No envelopes.
 
-Owns the index of waiting mail, 21 bytes a row in arrays sorted by id; a message has a row for each of its recipients'
+Owns the index of waiting mail, 22 bytes a row in arrays sorted by id; a message has a row for each of its recipients'
 domains. Pure and synchronous; times are those of the monotonic clock. Never reads the spool.
 """
 
@@ -39,8 +39,21 @@ class Flag(IntFlag):
     OWN_SIDE = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
     PEER_SIDE = 32  # the same, and the envelope says that it is the site's doing
     KEPT = 64  # it is on demand, or waits for a link
-    URGENT = 128  # it goes before other mail
+    RANK = 896  # three bits: how soon it goes, see `rank`
     QUIET = 48  # either of the two: it may wait on without its envelope being read or written
+
+
+RANK_SHIFT: Final = 7
+
+
+def rank(flags: int) -> int:
+    """How soon a message goes, by its flags: 0 first, 7 last."""
+    return (flags & Flag.RANK) >> RANK_SHIFT
+
+
+def ranked(flags: int, rank: int) -> int:
+    """Flags with another rank."""
+    return flags & ~Flag.RANK | rank << RANK_SHIFT
 
 
 def mark(domain: str) -> int:
@@ -92,7 +105,7 @@ class Waiting:
         self._ids = array("Q")
         self._due = array("d")
         self._marks = array("I")
-        self._states = array("B")
+        self._states = array("H")
         self._extras = 0
         self.fresh = 0
         self.parked = 0
@@ -155,10 +168,10 @@ class Waiting:
         return 0 if row < 0 else self._states[row] & ~_KIND
 
     def move(self, id: int, stand: Stand, flags: int = 0, *, due: float = NEVER) -> None:
-        """Say where a message stands now. Nothing happens when it does not wait."""
+        """Say where a message stands now; its rank stays. Nothing happens when it does not wait."""
         row = self._row(id)
         if row >= 0:
-            self._set(row, stand, flags, due)
+            self._set(row, stand, flags & ~Flag.RANK | self._states[row] & Flag.RANK, due)
 
     def due(self, now: float, first: int = 0) -> tuple[array[int], int]:
         """What has become due in one slice, from the id `first` on; and where the next begins, 0 behind the last."""
@@ -169,12 +182,19 @@ class Waiting:
         return found, self._ids[end] if end < len(self._ids) else 0
 
     def kept(self) -> array[int]:
-        """Messages that wait for a link, or for somebody to ask for them; the urgent ones first."""
-        first, others = array("Q"), array("Q")
+        """Messages that wait for a link, or for somebody to ask for them; the lower ranks first."""
+        found = array("Q")
         for mail, state in zip(self._ids, self._states, strict=True):
             if state & Flag.KEPT and state & _KIND == Stand.LATER:
-                (first if state & Flag.URGENT else others).append(mail)
-        return first + others
+                found.append(mail)
+        return self.by_rank(found)
+
+    def by_rank(self, ids: array[int]) -> array[int]:
+        """The same messages, the lower ranks first, each rank in the order in which it came."""
+        ranks: dict[int, array[int]] = {}
+        for mail in ids:
+            ranks.setdefault(rank(self.flags(mail)), array("Q")).append(mail)
+        return ids if len(ranks) < 2 else sum((ranks[each] for each in sorted(ranks)), array("Q"))
 
     def of_domain(self, domain: str) -> Iterator[int]:
         """Messages with a recipient in `domain`, and some that may have one."""

@@ -1,17 +1,23 @@
-"""Which mail goes first where not everything can go at once: alarms before scans. A callable gives the header."""
+"""Which mail goes before which where not everything can go at once: alarms before letters before scans.
+
+Owns the classes of `[[priority]]` and their rules; a callable gives the header where a rule asks for it. Never reorders
+anything itself: a rank is a number, and the lower goes first.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from edgemail.envelope import Address, Envelope
 from edgemail.errors import SpoolDamaged
+from edgemail.settings import Priority
 from edgemail.spool.verbs import Spool
 
 FORMS: Final = ("sender", "recipient", "listener", "header")
-MAX_RULES: Final = 100  # limit: entries of `urgent`
+MAX_RULES: Final = 100  # limit: entries in the `match` of one [[priority]]
+MAX_RANKS: Final = 8  # limit: ranks of mail, the one of mail that no class names among them; three bits in the index
 
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:[ \t]*(.*)")  # RFC 5322 2.2, obs-optional
 
@@ -37,8 +43,38 @@ def beginning(spool: Spool, mail: int) -> bytes:
         return b""
 
 
-class Urgent:
-    """The rules of one configuration. ValueError where one cannot be read."""
+class Priorities:
+    """The classes of one configuration, the most urgent first. ValueError where a rule cannot be read.
+
+    Mail that no class names comes after all of them, or where the class without rules stands.
+    """
+
+    def __init__(self, classes: Sequence[Priority] = ()) -> None:
+        self._rules = [(rank, Rules(each.match)) for rank, each in enumerate(classes) if each.match]
+        others = [rank for rank, each in enumerate(classes) if not each.match]
+        self.normal = others[0] if others else len(classes)  # the rank of mail that no class names
+        self.names = tuple(each.name for each in classes)
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def rank(self, envelope: Envelope, header: Callable[[], bytes] = bytes) -> int:
+        """The first class that names a message. `header` gives the beginning of its content; asked once at most."""
+        read: list[bytes] = []
+
+        def once() -> bytes:
+            if not read:
+                read.append(header())
+            return read[0]
+
+        for rank, rules in self._rules:
+            if rules.matches(envelope, once):
+                return rank
+        return self.normal
+
+
+class Rules:
+    """What one class names."""
 
     def __init__(self, rules: Iterable[str]) -> None:
         found: dict[str, list[str]] = {form: [] for form in FORMS}
@@ -49,11 +85,8 @@ class Urgent:
         self._listeners = frozenset(found["listener"])
         self._headers = tuple(wanted.partition(":")[::2] for wanted in found["header"])
 
-    def __bool__(self) -> bool:
-        return bool(self._listeners or self._headers or any(self._addresses.values()))
-
     def matches(self, envelope: Envelope, header: Callable[[], bytes] = bytes) -> bool:
-        """Whether a message goes first. `header` gives the beginning of its content; asked only if a rule needs it."""
+        """Whether a message is named. `header` gives the beginning of its content; asked only if a rule needs it."""
         if envelope.origin.listener.lower() in self._listeners or self._fits("sender", envelope.sender):
             return True
         if any(self._fits("recipient", recipient.address) for recipient in envelope.recipients):
