@@ -186,6 +186,7 @@ class Settings:
     # queue
     queue_directory: str = _p("/data/spool", "path", "where the spool lives")
     spool_size: int = _p(2_147_483_648, "size", "largest the spool may grow", low=16_777_216)
+    journal_size: int = _p(16_777_216, "size", "of the file in front of the spool that spares small mail a barrier; 0 = none")
     queue_minfree: int = _p(0, "size", "bytes that must stay free; at least 1.5 x message_size_limit is always kept")
     queue_run_delay: float = _p(300.0, "duration", "how often waiting mail is looked at", low=1)
     minimal_backoff_time: float = _p(300.0, "duration", "shortest wait after a failed try", low=1)

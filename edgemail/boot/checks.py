@@ -29,6 +29,7 @@ Found = Iterator[tuple[str, Mistake]]
 DOMAIN_LISTS: Final = ("mydestination", "relay_domains", "fast_flush_domains")
 NETWORK_LISTS: Final = ("mynetworks", "proxy_interfaces", "smtpd_client_event_limit_exceptions")
 MAPS: Final = tuple(name for name, parameter in PARAMETERS.items() if parameter.form == "maps")
+LEAST_JOURNAL: Final = 1_048_576  # limit: bytes of the smallest journal_size that is not 0: halves of a few messages
 SECRET_MAPS: Final = ("smtp_sasl_password_maps",)
 
 _EXTENSIONS: Final = (
@@ -219,6 +220,8 @@ def of_box(settings: Settings) -> Found:
     if needed > settings.spool_size:
         hint = f"at least {needed}: 1.5 x message_size_limit and queue_minfree"
         yield "spool_size", Mistake("is too small for any message to be taken", hint)
+    if 0 < settings.journal_size < LEAST_JOURNAL:
+        yield "journal_size", Mistake("is too small", f"at least {LEAST_JOURNAL}, or 0 for none")
 
 
 def of_listener(settings: Settings) -> Found:

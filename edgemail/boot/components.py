@@ -59,6 +59,9 @@ def spool(relay: Relay, survey: Survey) -> Conditions:
     if vitals.inside > HUNG_SECONDS:
         message = f"The medium has not answered for {vitals.inside:.0f} s"
         return {"spool": Condition(State.FAILED, "medium-hangs", message, numbers)}
+    if relay.store.lost:
+        message = f"Mail may be lost: {relay.store.lost}"
+        return {"spool": Condition(State.DEGRADED, "journal-damaged", message, numbers)}
     if damaged:
         message = f"{damaged} damaged messages were set aside; edgemail queue list names them"
         return {"spool": Condition(State.DEGRADED, "damaged-mail", message, numbers)}

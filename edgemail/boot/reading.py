@@ -25,6 +25,7 @@ AT_START: Final = (
     "queue_directory",
     "mail_owner",
     "spool_size",
+    "journal_size",
     "inet_interfaces",
     "inet_protocols",
     "watchdog_device",

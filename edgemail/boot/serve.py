@@ -91,7 +91,8 @@ class Relay:
             self.server.bind()
             undo.push_async_callback(self.server.drain, 0.0)
             privileges.drop(settings.mail_owner, directory, settings.watchdog_device)
-            self.store = open_store(directory, settings.spool_size, self.clock, settings.queue_minfree)
+            size, journal = settings.spool_size, settings.journal_size
+            self.store = open_store(directory, size, self.clock, settings.queue_minfree, journal)
             undo.push_async_callback(self.store.close)
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
             self.configuration = reading.with_turned(certs.ensure(self.configuration, self.clock))

@@ -55,6 +55,7 @@ def _look(directory: Path) -> dict[str, Any]:
         "unfinished": report.unfinished,
         "set_aside": report.set_aside,
         "strays": report.strays,
+        "lost": report.lost,
         "damaged": [{"queue_id": queue_id(number), "why": why} for number, why in report.damaged],
     }
 
@@ -79,6 +80,9 @@ def _say(found: dict[str, Any], as_json: bool, repaired: bool) -> None:
         print(json.dumps(found, ensure_ascii=False))
         return
     print(f"{found['directory']}: {found['messages']} messages of {found['bytes']} bytes are sound")
+    if found["lost"]:
+        kept = "what there is of it is kept" if repaired else "repair, or the next start, keeps what there is of it"
+        print(f"mail may be lost: {found['lost']}; {kept}")
     if found["unfinished"]:
         print(f"{found['unfinished']} unfinished: begun and never acknowledged; the next start clears them away")
     for one in found["damaged"]:

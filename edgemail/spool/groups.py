@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from edgemail.errors import SpoolError, SpoolFull
+from edgemail.errors import SpoolError
 from edgemail.spool.job import Job, Need
 from edgemail.spool.journal import Journal
 from edgemail.spool.space import Space
@@ -113,14 +113,15 @@ class Groups:
 
     def _group(self, ours: deque[Job]) -> list[Job]:
         """What goes into one write to this half of the journal; a job for which there is no room fails by itself."""
-        free = self._space.figures().free - self._journal.cost
+        figures = self._space.figures()
+        free = figures.free - self._journal.cost
         group: list[Job] = []
         size = 0
         while ours:
             job = ours[0]
             assert job.entry is not None
             if job.need is Need.ROOM and job.cost > free:
-                job.error = SpoolFull("the spool is full")
+                job.error = figures.short()
                 self._say(job.error)
                 self._answer([ours.popleft()], None)
                 continue

@@ -80,6 +80,8 @@ def _whose(found: journal_file.Found, mark: JournalMark) -> None:
 
 def _words(scan: Scan) -> str:
     count = sum(last - first + 1 for first, last in scan.lost)
+    if count == 1:
+        return "1 record of the journal does not read"
     return f"{count} records of the journal do not read" if count else ""
 
 

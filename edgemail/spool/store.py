@@ -17,22 +17,22 @@ from typing import Any, Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope, queue_id
-from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
+from edgemail.errors import SpoolDamaged, SpoolError
 from edgemail.reply import Reply
-from edgemail.spool import journal_file, layout, records
+from edgemail.spool import layout, records
 from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, Transaction, holder_of
 from edgemail.spool.intake import Pool, SpoolIntake
 from edgemail.spool.job import Need
-from edgemail.spool.journal import Journal, begin
+from edgemail.spool.journal import Journal
 from edgemail.spool.journal_file import JournalFile
-from edgemail.spool.journal_layout import BLOCK, LARGEST_BODY, MIN_SIZE, Entry
-from edgemail.spool.layout import Meta
+from edgemail.spool.journal_layout import LARGEST_BODY, Entry
 from edgemail.spool.pages import refuse_damage
 from edgemail.spool.records import Edit, Tail
-from edgemail.spool.recover import Recovered, recover
-from edgemail.spool.register import ID_BLOCK, Register, first_id
-from edgemail.spool.replay import Peek, Replayed, peek, replay
+from edgemail.spool.recover import Recovered
+from edgemail.spool.register import Register
+from edgemail.spool.replay import Peek, peek
 from edgemail.spool.space import Figures, Space, admission
+from edgemail.spool.takeup import lost, read_meta, take_up
 from edgemail.spool.verbs import Change, Damaged, Room
 from edgemail.spool.view import View
 from edgemail.spool.writer import Vitals, Writer
@@ -40,7 +40,6 @@ from edgemail.spool.writer import Vitals, Writer
 log = logging.getLogger("edgemail.spool")
 
 REMOVALS_PER_COMMIT: Final = 256  # limit: messages removed in one transaction when nothing but removals is asked for
-KNOWN_FORMATS: Final = frozenset((layout.FORMAT, layout.FORMAT_WITH_JOURNAL))
 
 
 def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0, journal: int | None = None) -> Store:
@@ -61,113 +60,16 @@ def open_store(directory: Path, size: int, clock: Clock, minfree: int = 0, journ
             refuse_damage(directory)
             environment = Environment(directory, max(size, MIN_MAP))
             undo.callback(environment.close)
-            register, recovered, file = _take_up(environment, clock, journal)
+            register, recovered, file = take_up(environment, clock, journal)
             if file is not None:
                 undo.callback(file.close)
             store = Store(environment, holder, register, clock, minfree, file=file)
         except OSError as error:
             raise SpoolError(f"{directory}: {error}") from error
         store.recovered = recovered
+        store.lost = lost(directory, recovered)
         undo.pop_all()
     return store
-
-
-def _take_up(
-    environment: Environment, clock: Clock, size: int | None
-) -> tuple[Register, Recovered | None, JournalFile | None]:
-    """The meta record as it now stands on the medium, what a recovery found, and the journal, empty."""
-    environment.reader_check()
-    meta = read_meta(environment)
-    replayed = Replayed()
-    if meta is not None and meta.journal is not None:
-        meta, replayed = replay(environment, meta)
-    clock.passed(meta.wall if meta else 0.0)  # before anything is dated: a wrong clock must not raise the floor
-    empty = _empty(environment)
-    recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
-    if recovered is not None:
-        recovered.replayed, recovered.lost = replayed.messages, replayed.lost
-    with environment.read() as transaction:
-        highest = records.highest(transaction)
-    if meta is None:
-        meta = Meta(environment.page, layout.chunk_size(environment.page), first_id(clock.wall()))
-        if not empty:
-            log.warning("warning: %s: the spool's meta record is damaged and is made anew", environment.directory)
-            highest += ID_BLOCK  # given, perhaps, and never committed
-            journal_file.set_aside(environment.directory)  # nobody can tell any more what of it is in LMDB
-            journal_file.remove(environment.directory)
-    file = _open_journal(environment, size)
-    register = Register(replace(meta, ceiling=max(meta.ceiling, highest + 1)), clock)
-    try:
-        with environment.write() as transaction:
-            register.ride(transaction, begin(file) if file is not None else None)
-        register.landed()
-    except SpoolFull as error:
-        if file is not None:
-            file.close()
-            file = None
-        if empty:
-            raise
-        # Full to the last page: mail can leave, none is taken until the reservation of ids rides with a removal.
-        log.warning("warning: %s", error)
-        register.aborted()
-    except BaseException:
-        if file is not None:
-            file.close()
-        raise
-    return register, recovered, file
-
-
-def _open_journal(environment: Environment, size: int | None) -> JournalFile | None:
-    """The file of the journal, not in use yet; None where there shall be none, or cannot be."""
-    if size is None:
-        return None
-    if size == 0:
-        journal_file.remove(environment.directory)
-        return None
-    try:
-        return JournalFile(environment.directory, max(size, MIN_SIZE) // (2 * BLOCK) * (2 * BLOCK))
-    except SpoolError as error:
-        log.warning("warning: %s; the spool works without a journal", error)
-        return None
-
-
-def read_meta(environment: Environment) -> Meta | None:
-    """The meta record; None where there is none or it is damaged. Raises SpoolError for a format we do not know."""
-    with environment.read() as transaction:
-        record = transaction.get(layout.meta_key())
-    if record is None:
-        return None
-    try:
-        meta = layout.read_meta(record)
-    except SpoolDamaged:
-        return None
-    if meta.format not in KNOWN_FORMATS:
-        raise SpoolError(
-            f"{environment.directory}: this spool has format {meta.format}, which this release of edgemail does not "
-            f"know (it knows {layout.FORMAT_WITH_JOURNAL}): start the release that wrote it, or move the directory away"
-        )
-    return meta
-
-
-def _empty(environment: Environment) -> bool:
-    with environment.read() as transaction, transaction.cursor() as cursor:
-        return not cursor.first()
-
-
-def _recover(environment: Environment, clock: Clock) -> Recovered | None:
-    try:
-        found = recover(environment, clock.wall())
-    except SpoolError as error:  # what could not be cleared away is passed over until the next start
-        log.warning("warning: %s: the spool was not recovered: %s", environment.directory, error)
-        return None
-    log.info(
-        "%s: not closed in order: messages=%d unfinished-dropped=%d damaged-set-aside=%d",
-        environment.directory,
-        found.messages,
-        found.dropped,
-        found.set_aside,
-    )
-    return found
 
 
 class Store:
@@ -184,6 +86,7 @@ class Store:
         file: JournalFile | None = None,
     ) -> None:
         self.recovered: Recovered | None = None  # what the start found, after an unclean stop
+        self.lost = ""  # what of a journal does not read, in words, until somebody has seen to what was set aside
         self.minfree = minfree
         self._environment = environment
         self._holder = holder
@@ -350,7 +253,7 @@ class Store:
         found = self._space.room()
         if self.journal is None:
             return found
-        return Room(max(0, found.bytes - self.journal.cost), found.inodes)  # what waits there has its room here
+        return replace(found, bytes=max(0, found.bytes - self.journal.cost))  # what waits there has its room here
 
     def figures(self) -> Figures:
         """The numbers behind `room`, for gauges."""

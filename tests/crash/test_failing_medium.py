@@ -22,7 +22,7 @@ from tests.scenarios.client import Client
 from tests.scenarios.relay import Relay
 from tests.scenarios.sink import Sink, sink
 
-FILES = ("new/data.mdb", "spool/data.mdb", "/spool")
+FILES = ("new/data.mdb", "spool/data.mdb", "spool/journal", "/spool")
 SIZES = (300, 90_000, 4_000)  # of the messages; the second one takes several transactions
 ALL = bool(os.environ.get("EDGEMAIL_FAIL_ALL"))
 SAMPLE = ("write:3:EIO", "write:14:ENOSPC", "write:12+:EIO", "fdatasync:2:EIO", "fdatasync:4+:ENOSPC")

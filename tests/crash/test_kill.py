@@ -33,7 +33,8 @@ from edgemail.spool.store import open_store
 from edgemail.spool.verbs import Change
 
 MAIL = Envelope(0, Address("a", "example.com"), (Recipient(Address("b", "example.net")),))
-store = open_store(Path(sys.argv[1]), int(sys.argv[2]), SystemClock(), 0)
+journal = int(sys.argv[3]) % 2 << 20  # every other life has one
+store = open_store(Path(sys.argv[1]), int(sys.argv[2]), SystemClock(), 0, journal)
 chance = random.Random(int(sys.argv[3]))
 
 def tell(*words):
@@ -92,6 +93,7 @@ class Ledger:
     finished: set[int] = field(default_factory=set)
     aborted: set[int] = field(default_factory=set)
     half_done: int = 0  # messages whose chunks the recovery dropped
+    replayed: int = 0  # messages that stood in the journal
 
     def note(self, line: bytes) -> None:
         match line.decode().split():
@@ -146,6 +148,8 @@ async def aftermath(directory: Path, ledger: Ledger) -> None:
     ledger.begun.append(intake.id)
     await intake.abort()
     ledger.half_done += store.recovered.dropped
+    ledger.replayed += store.recovered.replayed
+    assert not store.recovered.lost
     await store.close()
 
 
@@ -157,4 +161,4 @@ def test_twenty_lives(tmp_path: Path) -> None:
         one_life(tmp_path, ledger, seed + round)
         run(aftermath(tmp_path, ledger))
     assert len(ledger.kept) > 1000
-    assert ledger.half_done > 0  # otherwise the kills were too tame to mean anything
+    assert ledger.half_done > 0 and ledger.replayed > 0  # otherwise the kills were too tame to mean anything

@@ -227,6 +227,24 @@ def test_commands_while_it_is_down(waiting: Relay, tmp_path: Path) -> None:
     assert waiting.queue() == []
 
 
+def test_one_queue_after_a_power_cut(waiting: Relay, tmp_path: Path) -> None:
+    """What stands in the journal alone is listed, read and deleted as all other mail, and is there at the start."""
+    small, other = waiting.send(), waiting.send()
+    large = waiting.send(message=MESSAGE + b"x" * 76 * 1000 + b"\r\n")
+    waiting.wait_deferred(3)
+    waiting.kill()
+    listed = waiting.run("postqueue", "-p").stdout
+    assert all(one in listed for one in (small, other, large))
+    assert waiting.run("postcat", "-bq", small).stdout == "\nhello\n"
+    waiting.run("postsuper", "-d", other)
+    assert {entry["queue_id"] for entry in waiting.queue()} == {small, large}
+    waiting.start()
+    assert {entry["queue_id"] for entry in waiting.queue()} == {small, large}
+    assert waiting.stop() == 0
+    (tmp_path / "spool" / "journal").unlink()  # after an orderly stop nothing is in it
+    assert {entry["queue_id"] for entry in waiting.queue()} == {small, large}
+
+
 def test_a_second_start_names_the_holder(waiting: Relay) -> None:
     done = waiting.run("edgemail", "run", check=False)
     assert done.returncode == 69

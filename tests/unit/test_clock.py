@@ -12,7 +12,8 @@ import pytest
 from edgemail import clock as module
 from edgemail.clock import MAX_JUMP, RELEASE_DATE, SystemClock, ntp_synchronised
 from edgemail.spool.layout import Meta
-from edgemail.spool.store import open_store, read_meta
+from edgemail.spool.store import open_store
+from edgemail.spool.takeup import read_meta
 from edgemail.spool.verbs import Change
 from tests.spools import keep, run
 

@@ -12,7 +12,7 @@ import pytest
 from edgemail.boot.cli import main
 from edgemail.clock import SystemClock
 from edgemail.spool.store import open_store
-from tests.spools import MAP, StoreRig, keep
+from tests.spools import MAP, JournalRig, StoreRig, keep
 
 
 def make(tmp_path: Path, *, damage: bool) -> tuple[Path, str]:
@@ -83,6 +83,53 @@ def test_repair_wants_the_relay_stopped(tmp_path: Path) -> None:
     code, said = asyncio.run(scenario())
     assert code == 75
     assert "stop the relay first" in said
+
+
+def cut(tmp_path: Path) -> Path:
+    """A configuration whose spool was not closed: three messages stand in its journal alone."""
+    path, _ = make(tmp_path, damage=False)
+
+    async def scenario() -> None:
+        rig = JournalRig(tmp_path / "spool")
+        for _ in range(3):
+            await keep(rig.spool, bytes(5000))
+        rig.store._writer._jobs.clear()
+        rig.store._writer.stop()
+        rig.store._environment.close()
+        rig.store._holder.release()
+        assert rig.store.journal is not None
+        rig.store.journal.close()
+
+    asyncio.run(scenario())
+    return path
+
+
+def test_mail_in_the_journal_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cut(tmp_path)
+    before = (tmp_path / "spool" / "journal").read_bytes()
+    assert main(["spool", "check", "--config", str(path)]) == 0
+    assert "5 messages" in capsys.readouterr().out
+    assert main(["queue", "list", "--json", "--config", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert (tmp_path / "spool" / "journal").read_bytes() == before
+
+
+def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cut(tmp_path)
+    journal = tmp_path / "spool" / "journal"
+    bad = bytearray(journal.read_bytes())
+    at = bad.index(b"EMSJ") + 4096
+    at = next(n for n in range(at, len(bad), 4096) if any(bad[n : n + 4096]))
+    bad[at : at + 64] = b"?" * 64  # the head of the first record
+    journal.write_bytes(bad)
+    assert main(["spool", "check", "--config", str(path)]) == 65
+    assert "mail may be lost: 1 record of the journal does not read; repair" in capsys.readouterr().out
+    assert main(["spool", "repair", "--config", str(path)]) == 0
+    assert (tmp_path / "spool" / "journal.aside.1").read_bytes() == bad
+    capsys.readouterr()
+    assert main(["spool", "check", "--json", "--config", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["messages"], found["lost"]) == (4, "")
 
 
 def test_no_spool_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -483,7 +483,7 @@ def test_bad_before_good_is_damage_and_the_rest_is_served(tmp_path: Path, caplog
         overwrite(tmp_path, at + 2 * BLOCK + 100, b"\xff" * 8)  # in the second message
         found, lost, report = told(tmp_path)
         assert found == [kept[0], *kept[2:]]
-        assert "1 records" in lost and report.lost == lost and not report.sound
+        assert "1 record of" in lost and report.lost == lost and not report.sound
         bad = (tmp_path / "journal").read_bytes()
         found, _, lost = await again(tmp_path)
         assert (found, lost) == ([kept[0], *kept[2:]], report.lost)

@@ -70,6 +70,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.vital = Vitals(True, 0.0, 0.0, "")
         self.free = Room(10**9, 10**6)
+        self.lost = ""
 
     def vitals(self) -> Vitals:
         return self.vital
