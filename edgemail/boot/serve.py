@@ -80,6 +80,8 @@ class Relay:
         self._reloading = asyncio.Lock()  # the file that was read last is the one that counts
         self._errands: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self.failure: EdgemailError | OSError | None = None  # what ended it, other than a signal
 
     async def start(self) -> None:
         """Bind, become mail_owner, open the spool, take up the queue, serve. Raises EdgemailError and OSError."""
@@ -98,7 +100,7 @@ class Relay:
             self.configuration = reading.with_turned(certs.ensure(self.configuration, self.clock))
             self._compose()
             self.store.damage_found = lambda error: self.scheduler.notice("resource", postmaster.DAMAGED, str(error))
-            held = await self.scheduler.load()
+            await self.scheduler.open()
             self.uplinks.start()
             undo.push_async_callback(self.uplinks.close)
             self._running = asyncio.create_task(self.scheduler.run())
@@ -115,11 +117,22 @@ class Relay:
         give_back()
         if word := postmaster.word_of(self.store.recovered):
             self.scheduler.notice("resource", postmaster.DAMAGED, word)
-        if held:
-            self._release_for_postmaster()
+        self._loading = asyncio.create_task(self._load())
         self._ready.set()
         notify("READY=1")
         self.status.watch(settings.watchdog_device)
+
+    async def _load(self) -> None:
+        """Take up the queue, while mail is taken already: a hundred thousand messages take seconds."""
+        try:
+            held = await self.scheduler.load()
+        except (EdgemailError, OSError) as error:
+            self.failure = error
+            self.stopping.set()
+            return
+        if held:
+            self._release_for_postmaster()
+        give_back()
 
     def _compose(self) -> None:
         """Make the parts and hand each what it needs of the others."""
@@ -316,6 +329,8 @@ class Relay:
         """Drain: no new sessions, those in flight finish or get 421, commits complete. 20 s at most."""
         logger.info("stopping")
         notify("STOPPING=1")
+        if self._loading is not None:
+            self._loading.cancel()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(self.server.drain(SESSION_SECONDS), self.scheduler.stop(DELIVERY_SECONDS))
@@ -340,6 +355,8 @@ async def _run(configuration: Configuration, clock: SystemClock) -> int:
     await relay.start()
     await relay.serve_until_signal()
     await relay.stop()
+    if relay.failure is not None:
+        raise relay.failure
     return 0
 
 

@@ -176,3 +176,32 @@ def test_a_report_that_cannot_be_written_repeats_no_delivery(monkeypatch: pytest
         assert rig.delivered == {(mail.id, "b@one.example"): 1, (mail.id, "c@two.example"): 1}
 
     play(scenario)
+
+
+def test_mail_comes_and_goes_while_the_queue_is_still_taken_up() -> None:
+    """A start with a long queue: what comes meanwhile is delivered once, what is asked meanwhile waits for the rest."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        old = [await rig.accept(f"b{number}@one.example") for number in range(150)]
+        await rig.settle()
+        await rig.scheduler.stop(0)
+        rig.net.answers = {}
+        rig.scheduler = rig._scheduler()
+        await rig.scheduler.open()
+        loading = asyncio.create_task(rig.scheduler.load())
+        await asyncio.sleep(0)
+        assert not loading.done()
+        asked = asyncio.create_task(rig.scheduler.flush([old[-1].id]))
+        held = asyncio.create_task(rig.scheduler.hold([old[-2].id], "wait"))
+        new = await rig.accept("c@two.example")
+        await rig.settle()
+        assert (await asked, await held) == (1, [old[-2].id])
+        await rig.advance(8000, 100)
+        assert rig.delivered[new.id, "c@two.example"] == 1
+        assert {rig.delivered[one.id, f"b{number}@one.example"] for number, one in enumerate(old) if number != 148} == {
+            1
+        }
+        assert list(rig.mail()) == [old[-2].id]
+
+    play(scenario)

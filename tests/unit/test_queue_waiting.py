@@ -25,8 +25,20 @@ MAILS = 100_000
 BYTES = 80
 
 
+class Sheet:
+    """An intake that nothing comes into."""
+
+    id = 1 << 60
+
+    async def abort(self) -> None:
+        pass
+
+
 class Paper:
     """A spool that makes its envelopes up."""
+
+    def intake(self) -> Sheet:
+        return Sheet()
 
     def envelopes(self) -> Iterator[Envelope]:
         to = Address("b", "example.net")

@@ -73,6 +73,8 @@ class Scheduler:
         self._run_at = clock.monotonic()  # the next queue run
         self._run_from: int | None = None  # the id at which the one under way goes on
         self._event = asyncio.Event()
+        self._loaded = asyncio.Event()  # all that the spool held at the start is known
+        self._old = 0  # messages with lower ids were there at the start; 0 = not known yet
         self._stopping = False
         self._wakes = 0  # asked for since the last time that what is kept was woken whole
         bounces = Bounces(spool, clock, self._settings, random)
@@ -140,11 +142,30 @@ class Scheduler:
 
     # ---- life
 
+    async def open(self) -> None:
+        """Find out which messages are there before any other comes in; before `run` and before mail is taken."""
+        intake = self._spool.intake()
+        self._old = intake.id
+        await intake.abort()
+
     async def load(self) -> int:
-        """Take up what the spool holds; before `run`. How many messages are on hold."""
+        """Take up what the spool holds since before `open`; new mail may come meanwhile. How much is on hold."""
+        if not self._old:
+            await self.open()
+        try:
+            held = await self._load()
+        finally:
+            self._loaded.set()
+        self.links_changed()
+        return held
+
+    async def _load(self) -> int:
         now, count, held = self._clock.monotonic(), 0, 0
         settings = self._configuration.settings
-        for count, envelope in enumerate(self._spool.envelopes(), 1):
+        for envelope in self._spool.envelopes():
+            if envelope.id >= self._old:
+                break
+            count += 1
             if envelope.hold:
                 held += 1
             elif envelope.id not in self._waiting and envelope.id not in self._dispatch.active:
@@ -328,6 +349,7 @@ class Scheduler:
         account: Flush | None = None,
     ) -> int:
         """See `Orders.flush`. An `account` is to be given back by `leave`."""
+        await self._loaded.wait()
         self._settle_arrivals()
         return await self._orders.flush(ids, domain, site, account)
 
@@ -336,9 +358,9 @@ class Scheduler:
         self._orders.leave(account)
 
     def waits(self, names: Collection[str]) -> bool:
-        """See `Orders.waits`."""
+        """See `Orders.waits`. While it is not known, there may be some."""
         self._settle_arrivals()
-        return self._orders.waits(names)
+        return not self._loaded.is_set() or self._orders.waits(names)
 
     def pressing(self, names: Collection[str]) -> bool:
         """See `Orders.pressing`."""
@@ -358,20 +380,24 @@ class Scheduler:
 
     async def hold(self, ids: Collection[int], reason: str = "") -> list[int]:
         """See `Orders.hold`."""
+        await self._loaded.wait()
         self._settle_arrivals()
         return await self._orders.hold(ids, reason)
 
     async def release(self, ids: Collection[int]) -> list[int]:
         """See `Orders.release`."""
+        await self._loaded.wait()
         return await self._orders.release(ids)
 
     async def remove(self, ids: Collection[int]) -> list[int]:
         """See `Orders.remove`."""
+        await self._loaded.wait()
         self._settle_arrivals()
         return await self._orders.remove(ids)
 
     async def requeue(self, ids: Collection[int]) -> list[tuple[int, int]]:
         """See `Orders.requeue`."""
+        await self._loaded.wait()
         self._settle_arrivals()
         return await self._orders.requeue(ids)
 
