@@ -152,16 +152,14 @@ class Updates:
                     continue
                 if newest is None or serial > newest[0]:
                     newest = serial, path
-            if newest is None or newest[0] <= self.release().serial or self._failed_before(newest[0]):
+            if newest is None or newest[0] <= self.release().serial or self._was_there(newest[0]):
                 return None
             return self.install(str(newest[1]))
 
-    def _failed_before(self, serial: int) -> bool:
-        """Whether that release stood in the other slot and was left: it is not tried again by itself."""
-        record = _json(self.places.home / RECORD)
+    def _was_there(self, serial: int) -> bool:
+        """Whether that release stands in the other slot: it was left, by the box or a person, or it is next anyway."""
         with self.slots() as found:
-            tried = record.get(found.other, {})
-            return tried.get("serial") == serial and found.state().left[found.other] <= 0
+            return bool(_json(self.places.home / RECORD).get(found.other, {}).get("serial") == serial)
 
     def due(self) -> bool:
         """Whether the server is to be asked now."""
@@ -182,7 +180,7 @@ class Updates:
             wanted = _json(self.places.home / CHECKED)
         windows = [parse_window(each) for each in self.settings.windows]
         newer = wanted.get("serial", 0) > self.release().serial
-        if not windows or not newer or not is_open(windows, self._now()) or self._failed_before(wanted["serial"]):
+        if not windows or not newer or not is_open(windows, self._now()) or self._was_there(wanted["serial"]):
             return None
         return self.install(self.settings.url)
 
