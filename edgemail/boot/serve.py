@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -37,6 +38,7 @@ from edgemail.relay.send.credentials import Credentials
 from edgemail.relay.send.route import Router
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Link
+from edgemail.spool import layout
 from edgemail.spool.space import admission
 from edgemail.spool.store import ensure_free, open_store
 
@@ -94,6 +96,8 @@ class Relay:
             undo.push_async_callback(self.server.drain, 0.0)
             privileges.drop(settings.mail_owner, directory, settings.watchdog_device)
             size, journal = settings.spool_size, settings.journal_size
+            if os.environ.get("EDGEMAIL_SPOOL_FORMAT") == str(layout.FORMAT):
+                journal = 0  # the system is on trial, and the release that it would go back to knows no journal
             self.store = open_store(directory, size, self.clock, settings.queue_minfree, journal)
             undo.push_async_callback(self.store.close)
             # after the spool, which tells the clock what date has passed: no certificate is judged by a wrong one
