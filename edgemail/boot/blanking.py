@@ -1,11 +1,13 @@
 """The secrets in a provisioning file: told apart from the rest, and blanked in the text that they came in.
 
-Owns which keys may hold a secret: every key of `[secrets]`, and the inline tables of the maps that hold passwords. What
-is left of the text keeps its lines, so that messages name the right ones. Text in, text out; touches no file.
+Owns which keys may hold a secret: every key of `[secrets]`, the inline tables of the maps that hold passwords, and the
+addresses of `[push]`. What is left of the text keeps its lines, so that messages name the right ones. Text in, text
+out; touches no file.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from edgemail.errors import Problem
 
 TABLE: Final = "secrets"
 BLANK: Final = "*"
+URLS: Final = ("push.heartbeat_url", "push.alarm_url")  # their paths are what lets one in
 MAX_SECRETS: Final = 32  # limit: entries of [secrets]
 MAX_SECRET: Final = 16_384  # limit: characters of one secret in a provisioning file
 
@@ -70,9 +73,36 @@ def part(text: str, data: Mapping[str, Any], given: Mapping[str, int], stored: M
             begin, end = spans[key]
             new = f"{key.rpartition('.')[2]} = [{', '.join(_specs(key, specs))}]"
             lines[begin:end] = [new, *[""] * (end - begin - 1)]
+        elif key in values:
+            out.problems.append(_hidden(key, given))
+    for key in URLS:
+        value = _looked_up(data, key)
+        if isinstance(value, str) and value and key not in spans:
+            out.problems.append(_hidden(key, given))
+        elif isinstance(value, str) and value:
+            begin, end = spans[key]
+            name = key.replace(".", "_")
+            content = _known(value, stored.get(name, ""))
+            if content is None:
+                out.problems.append(
+                    Problem(key, given[key], "is blank, and the box has no such address", "write it anew")
+                )
+                continue
+            out.files[name] = content + "\n"
+            values[key] = {value}
+            lines[begin:end] = [f"{key.rpartition('.')[2]} = {_quoted(content)}", *[""] * (end - begin - 1)]
     out.text = "\n".join(lines)
-    out.blanked = _blanked(text, spans, values)
+    out.blanked = _blanked(text, {key: spans[key] for key in values if key in spans}, values)
     return out
+
+
+def _hidden(key: str, given: Mapping[str, int]) -> Problem:
+    """Of a secret within an inline table, where its place in the text is not known."""
+    table, _, name = key.rpartition(".")
+    line = given.get(table, given.get(table.partition(".")[0], 0))
+    return Problem(
+        key, line, "holds a secret and stands inside braces", f"write [{table}] and {name} on a line of its own"
+    )
 
 
 def _of_table(
@@ -167,7 +197,18 @@ def _specs(key: str, specs: list[Any]) -> Iterator[str]:
     """The map's entries, as a file spells them."""
     for number, spec in enumerate(specs):
         text = f"texthash:{SECRETS}/{_file(key, number)}" if isinstance(spec, dict) else str(spec)
-        yield '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        yield _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _looked_up(data: Mapping[str, Any], key: str) -> Any:
+    table, _, name = key.partition(".")
+    found = data.get(table)
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _blanked(text: str, spans: Mapping[str, tuple[int, int]], values: Mapping[str, set[str]]) -> str:
@@ -179,8 +220,8 @@ def _blanked(text: str, spans: Mapping[str, tuple[int, int]], values: Mapping[st
     for token in _TOKEN.finditer(text):
         if token[0].startswith("#") or _IS_KEY.match(text, token.end()):
             continue
-        for key, secrets in values.items():
-            begin, end = spans[key]
+        for key, (begin, end) in spans.items():
+            secrets = values[key]
             if starts[begin] <= token.start() < starts[end] and tomllib.loads(f"x = {token[0]}")["x"] in secrets:
                 marks = 3 if token[0][:3] in ('"""', "'''") else 1
                 for at in range(token.start() + marks, token.end() - marks):

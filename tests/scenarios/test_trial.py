@@ -15,11 +15,11 @@ def format_after_mail(relay: Relay, **environment: str) -> int:
     relay.start(**environment)
     relay.send()
     relay.kill()
-    environment = Environment(relay.directory / "spool", 64 << 20)
+    spool = Environment(relay.directory / "spool", 64 << 20)
     try:
-        meta = read_meta(environment)
+        meta = read_meta(spool)
     finally:
-        environment.close()
+        spool.close()
     assert meta is not None
     return layout.FORMAT if meta.journal is None else layout.FORMAT_WITH_JOURNAL
 

@@ -130,6 +130,13 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
     "too large": (b"#" * 300_000, 0, "larger than"),
     "a secret that is nowhere": ('[health]\ntoken_file = "secrets/token"\n', 2, "no secret 'token'"),
     "blank from the start": ('[secrets]\ntoken = "****"\n', 2, "no such secret"),
+    "an address that nobody knows": ('[push]\nalarm_url = "*****"\n', 2, "no such address"),
+    "an address within braces": ('\npush = { alarm_url = "https://a.example/1" }\n', 2, "on a line of its own"),
+    "a password within braces": (
+        'transport = { slow = { smtp_sasl_password_maps = [{ "a.example" = "u:p" }] } }\n',
+        1,
+        "on a line of its own",
+    ),
     "another spool": ('queue_directory = "/mnt/spool"\n', 1, "leave it out"),
     "a password in static": ('smtp_sasl_password_maps = ["static:me:secret"]\n', 1, "may not stand"),
     "secrets that are none": ("[secrets]\ntoken = 7\n", 2, "expected text"),
@@ -193,6 +200,22 @@ def test_only_the_secret_is_blanked_where_its_word_stands_elsewhere(site: Site) 
     assert run(site).state == "applied"
     wanted = 'myhostname = "gw.example.com" # open\n[secrets]\n"open" = "****" # "open"\nb = \'**************\'\n'
     assert path.read_text() == wanted
+
+
+def test_the_addresses_of_push_are_secrets(site: Site) -> None:
+    text = 'myhostname = "gw.example.com"\n[push]\nalarm_url = "https://a.example/hook/0815"  # ours\n'
+    path = put(site, text)
+    assert run(site).problems == ()
+    assert path.read_text() == text.replace("https://a.example/hook/0815", "*" * 27)
+    for host in ("gx", "gy"):
+        path.write_text(path.read_text().replace("gw", host).replace("gx.", f"{host}."))
+        assert run(site).state == "applied"
+        found = config.load(site.current / "edgemail.toml")
+        assert found.push is not None
+        assert (found.settings.myhostname, found.push.alarm_url) == (
+            f"{host}.example.com",
+            "https://a.example/hook/0815",
+        )
 
 
 def test_transports_have_passwords_of_their_own(site: Site) -> None:
