@@ -51,21 +51,35 @@ function says(name, c) {
   if (c.message) return c.message;
   if (c.address) return c.address;
   if (c.days_left !== undefined) return `${c.days_left} days left`;
+  if (c.taken) return `${c.user} was let in ${span(c.tried)} ago`;
+  if (c.mode) return `a file of mode ${c.mode}`;
+  if (name === "ptr") return Object.entries(c).filter(([n]) => /[.:]/.test(n)).map((pair) => pair.join(" is ")).join(", ");
   if (name === "queue") return c.depth ? `${c.depth} waiting, the oldest for ${span(c.oldest_age)}` : "empty";
   return "well";
 }
 const REASONS = { active: "being sent", incoming: "not tried yet", hold: "held by hand", deferred: "no reason is known" };
+const narrow = () => document.documentElement.clientWidth < 480;
 function queue(causes) {
   const rows = causes.map((g) => [g.destination, g.messages, span(g.oldest),
     g.next === null ? "when released" : g.state === "active" || g.next <= 0 ? "now" : "in " + span(g.next)]);
-  return explain(table(["mail for", "#messages", "#oldest", "#next try"], rows, "queue by cause"),
-    causes.map((g) => g.reason || REASONS[g.state] || ""));
+  const why = causes.map((g) => g.reason || REASONS[g.state] || "");
+  if (!narrow()) return explain(table(["mail for", "#messages", "#oldest", "#next try"], rows, "queue by cause"), why);
+  const found = explain(table(["#messages", "#oldest", "#next try"], rows.map((row) => row.slice(1)), "queue by cause"), why);
+  [...found.tBodies[0].rows].filter((row) => row.className !== "why").forEach((row, i) => {
+    row.before(el("tr", {}, el("td", { colspan: 3 }, causes[i].destination)));
+    row.className = "why";
+  });
+  return found;
 }
 // A sentence below each row, over its whole width.
 function explain(found, sentences) {
   [...found.tBodies[0].rows].forEach((row, i) => sentences[i] && row.after(el("tr", { class: "why" },
     el("td", { colspan: row.cells.length, class: "soft" }, sentences[i]))));
   return found;
+}
+function components(parts) {
+  if (!narrow()) return table(["component", "state", "says"], parts.map(([n, c]) => [n, word(c.state), says(n, c)]), "components");
+  return explain(table(["component", "#state"], parts.map(([n, c]) => [n, word(c.state)]), "components"), parts.map(([n, c]) => says(n, c)));
 }
 function show(d) {
   const s = d.status, now = d.now;
@@ -100,7 +114,7 @@ function show(d) {
     el("p", { class: "soft" }, "upwards: taken in · downwards, green: sent · red: bounced"));
   $("release").hidden = !d.status.components.appliance;
   const rest = parts.filter(([n]) => !/^(route|link|guard)\./.test(n));
-  put("components", table(["component", "state", "says"], rest.map(([n, c]) => [n, word(c.state), says(n, c)]), "components"));
+  put("components", components(rest));
   put("recent", d.recent.length ? table(["#age", "message"], d.recent.map((m) => [span(now - m.at), el("div", {},
     el("div", {}, m.from || "<>", " ", el("span", { class: "fate " + m.fate }, m.fate), " ", el("span", { class: "soft" }, m.id)),
     ...m.to.map((t) => el("div", { class: "soft" }, `${t.address}: ${t.text}`)))]), "the last messages")
