@@ -23,7 +23,7 @@ log = logging.getLogger("edgemail.push")
 REQUEST_SECONDS: Final = 20.0  # limit: for one request to a push server, connection and answer included
 STATUS_LINE: Final = 4096  # limit: bytes of an answer that are read
 QUIET_SECONDS: Final = 10.0  # limit: between two alarms; what changes meanwhile goes with the next
-FIRST_RETRY: Final = 5.0  # seconds until a failed alarm is sent again; doubles
+FIRST_RETRY: Final = 5.0  # seconds until an alarm or a heartbeat that failed is sent again; doubles
 LAST_RETRY: Final = 300.0  # limit: of that
 TURN: Final = 1.0  # seconds between two looks at the state
 
@@ -45,6 +45,7 @@ class Pusher:
         self._beat_at = clock.monotonic()
         self._alarm_at = clock.monotonic()
         self._retry = 0.0
+        self._missed = 0.0  # wait after a heartbeat that nobody took
         self._told: tuple[str, str] | None = None  # state and reason that the server knows
         self._failing: set[str] = set()  # what was logged as failing
 
@@ -63,7 +64,11 @@ class Pusher:
             await self._alarm(status, now)
         if self._push.heartbeat_url and now >= self._beat_at and status["state"] != "failed":
             self._beat_at = now + self._push.heartbeat_interval
-            await self._send("heartbeat", self._push.heartbeat_url, None)
+            if await self._send("heartbeat", self._push.heartbeat_url, None):
+                self._missed = 0.0
+            else:  # the next is not due before its time: this one is tried again, if there is time for it
+                self._missed = min(max(FIRST_RETRY, 2 * self._missed), LAST_RETRY)
+                self._beat_at = now + min(self._missed, self._push.heartbeat_interval)
 
     async def _alarm(self, status: Status, now: float) -> None:
         state = status["state"], status["reason"]

@@ -240,6 +240,9 @@ smtpd_client_connection_count_limit = 250
         assert most < 90 << 20
         kept = {each["queue_id"] for each in one.queue()}
         assert set(acknowledged) <= kept
+        one.wait_until(lambda: values(one)["edgemail_smtpd_sessions"] <= 1, "end of the flood", 60)
+        one.wait_until(lambda: status(one)["components"]["guard.memory"]["level"] == "calm", "calm after the flood")
+        one.send(message=b"Subject: big\r\n\r\n" + (b"y" * 70 + b"\r\n") * 60_000)  # without a restart
         assert "panic" not in one.log() and "Traceback" not in one.log()
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(25) == 0

@@ -117,6 +117,30 @@ def test_an_alarm_that_failed_is_sent_again_with_the_latest_state(caplog: pytest
     with_web(scenario)
 
 
+def test_a_heartbeat_that_nobody_took_is_sent_again_before_the_next_is_due() -> None:
+    async def scenario(web: Web) -> None:
+        clock = ManualClock()
+        pusher = Pusher(Push(heartbeat_url=web.url("/beat"), heartbeat_interval=300.0), clock, "gw", status)
+        web.answer = b"HTTP/1.1 503 Later\r\n\r\n"
+        seen = []
+        for _ in range(4):  # 5, 10, 20 seconds after each other
+            await pusher.turn()
+            seen.append(len(web.requests))
+            clock.advance(FIRST_RETRY)
+        assert seen == [1, 2, 2, 3]
+        web.answer = b"HTTP/1.0 204 Fine\r\n\r\n"
+        clock.advance(20)
+        await pusher.turn()
+        clock.advance(299)
+        await pusher.turn()
+        assert len(web.requests) == 4
+        clock.advance(1)
+        await pusher.turn()
+        assert len(web.requests) == 5
+
+    with_web(scenario)
+
+
 def test_a_heartbeat_while_the_box_has_not_failed() -> None:
     async def scenario(web: Web) -> None:
         clock, now = ManualClock(), status()
