@@ -26,4 +26,4 @@ def test_the_type_checker_is_strict() -> None:
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert settings["strict"] is True
-    assert set(settings["files"]) == {"edgemail", "tests", "bench"}
+    assert set(settings["files"]) == {"edgemail", "tests", "bench", "image"}
