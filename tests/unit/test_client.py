@@ -137,6 +137,7 @@ def test_abilities() -> None:
 def test_what_was_known_is_forgotten_with_each_hello_and_with_tls() -> None:
     client = connected("SIZE 10", "STARTTLS")
     client.starttls()
+    client.data_to_send()
     client.receive_data(b"220 go\r\n")
     client.next_answer()
     client.tls_started()
@@ -150,6 +151,7 @@ def test_octets_behind_the_reply_to_starttls() -> None:
     for behind in (b"2", b"250 x\r\n", b"\r\n"):
         client = connected("STARTTLS")
         client.starttls()
+        client.data_to_send()
         client.receive_data(b"220 go\r\n" + behind)
         client.next_answer()
         with pytest.raises(MalformedReply):
@@ -196,6 +198,41 @@ def test_a_reply_to_nothing() -> None:
     assert answer is not None
     assert answer.phase is Phase.IDLE
     assert client.closing
+
+
+def test_a_reply_before_its_command() -> None:
+    client = Client("gw.example")
+    client.receive_data(b"220 mx.example\r\n250 mx.example\r\n")
+    assert client.next_answer() is not None
+    client.hello()
+    with pytest.raises(MalformedReply, match="before the EHLO command"):
+        client.next_answer()
+    client = connected(*PIPELINED)
+    made = transaction(client)
+    client.data_to_send()
+    client.receive_data(b"250 ok\r\n250 ok\r\n354 go\r\n250 taken unseen\r\n")
+    for _ in range(3):
+        client.next_answer()
+    made.write(b"x\r\n")
+    made.finish()
+    with pytest.raises(MalformedReply, match="before the end of DATA command"):
+        client.next_answer()
+    made.lost(Reply(421, "4.4.2", "gone"))
+    assert [each.reply.code for each in made.results if each] == [421]
+
+
+def test_a_refusal_that_comes_before_the_content_is_out_is_one() -> None:
+    client = connected(*PIPELINED)
+    made = transaction(client)
+    client.data_to_send()
+    client.receive_data(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    for _ in range(3):
+        client.next_answer()
+    made.write(b"x\r\n")
+    made.finish()
+    client.receive_data(b"552 5.3.4 too big\r\n")
+    client.next_answer()
+    assert [each.reply.code for each in made.results if each] == [552]
 
 
 # -- transactions -----------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ class Client:
         self._reader = ReplyReader()
         self._out = bytearray()
         self._awaiting: deque[tuple[Phase, Callable[[Reply], None] | None]] = deque([(Phase.GREETING, None)])
+        self._unsent = 0  # of those awaited, the last ones: what they answer was not even handed out
         self.abilities = Abilities()
         self.in_transaction = False  # the server may hold a MAIL of ours: RSET before the next
         self.closing = False  # the server said 421: it takes nothing more
@@ -135,6 +136,7 @@ class Client:
         """What is to be written now; forgotten here."""
         data = bytes(self._out)
         self._out.clear()
+        self._unsent = 0
         return data
 
     def next_answer(self) -> Answer | None:
@@ -149,12 +151,21 @@ class Client:
             self.closing = True
         if not self._awaiting:
             return self._unasked(reply)
+        if len(self._awaiting) <= self._unsent:
+            self._early(reply)
         phase, taker = self._awaiting.popleft()
         if phase is Phase.HELLO and reply.code // 100 == 2:
             self.abilities = abilities(reply, self._discard)
         if taker is not None:
             taker(reply)
         return Answer(phase, reply)
+
+    def _early(self, reply: Reply) -> None:
+        """A reply to what the server cannot have read yet: a refusal of content may come so, and a farewell."""
+        refusal = not reply.positive and self._awaiting[0][0] in (Phase.CONTENT, Phase.END)
+        if not (self.closing or refusal):
+            raise MalformedReply(f'reply "{reply}" before the {self._awaiting[0][0].command}')
+        self._unsent -= 1
 
     def _unasked(self, reply: Reply) -> Answer:
         if self.interrupted is not None and not reply.positive:
@@ -174,6 +185,7 @@ class Client:
         self._out += octets
         self._out += b"\r\n"
         self._awaiting.append((phase, taker))
+        self._unsent += 1
 
     def append(self, octets: bytes) -> None:
         """Queue content, as it is."""
@@ -182,6 +194,7 @@ class Client:
     def expect(self, phase: Phase, taker: Callable[[Reply], None]) -> None:
         """Await a reply to what `append` queued."""
         self._awaiting.append((phase, taker))
+        self._unsent += 1
 
     def hello(self, *, extended: bool = True) -> None:
         """EHLO; with `extended` false HELO, for a server that does not know EHLO (RFC 5321 3.2)."""
