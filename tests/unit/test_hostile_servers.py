@@ -19,10 +19,9 @@ from tests.servers import DROP, FULL, PLAIN, RESET, STALL, FakeServer
 from tests.unit.test_deliver import at, one, rig, run
 
 ROUTE, TEMPORARY, PERMANENT = Kind.ROUTE, Kind.MESSAGE_TEMPORARY, Kind.MESSAGE_PERMANENT
-SHORT: dict[str, Any] = {
-    f"smtp_{phase}_timeout": 0.3
-    for phase in ("helo", "starttls", "mail", "rcpt", "data_init", "data_xfer", "data_done", "rset", "quit", "connect")
-}
+PHASES = ("helo", "starttls", "mail", "rcpt", "data_init", "data_xfer", "data_done", "rset", "quit")
+STANDSTILL = 0.7  # seconds, where a server stands still
+PATIENCE = 20.0  # elsewhere
 LOGIN = Login("u", "p")
 
 
@@ -55,6 +54,7 @@ def lost(name: str, says: str, **more: Any) -> Habit:
 DRIP = tuple(bytes((octet,)) for octet in b"220 slow and so on and on")
 HELLO = (b"220 x ESMTP\r\n", b"250-x\r\n250 PIPELINING\r\n")
 SLOW = (b"220 x ESMTP\r\n", b"250 x\r\n")  # without pipelining
+TAKEN = (b"250 ok\r\n", b"251 will forward\r\n", b"354 go\r\n", b"250 ok\r\n")
 UP_TO_DATA = (*SLOW, b"250 ok\r\n", b"250 ok\r\n")
 MANY = b"".join(b"250-line %d\r\n" % number for number in range(200))
 
@@ -127,7 +127,7 @@ HABITS = [
     lost("answers too few of what was pipelined", "timed out", said=(*HELLO, b"250 ok\r\n250 ok\r\n")),
     Habit("421 to RCPT", TEMPORARY, "421", {"RCPT": b"421 4.3.2 bye\r\n"}),
     Habit("refuses the recipient", PERMANENT, "550", {"RCPT": b"550 5.1.1 no\r\n"}),
-    Habit("251 to RCPT", None, said=(*SLOW, b"250 ok\r\n", b"251 will forward\r\n", b"354 go\r\n", b"250 ok\r\n")),
+    Habit("251 to RCPT", None, said=(*SLOW, *TAKEN, *TAKEN, b"221 bye\r\n")),
     # DATA
     broken("250 to DATA", answers={"DATA": b"250 ok\r\n"}, keywords=PLAIN),
     broken("220 to DATA", answers={"DATA": b"220 what\r\n"}, keywords=PLAIN),
@@ -206,7 +206,9 @@ def script(habit: Habit) -> Any:
 
 @pytest.mark.parametrize("habit", HABITS, ids=[each.name.replace(" ", "-") for each in HABITS])
 def test_what_it_means_for_the_mail(habit: Habit, caplog: pytest.LogCaptureFixture) -> None:
-    settings = {**SHORT, "smtp_tls_security_level": "may", **habit.settings}
+    still = habit.says == "timed out" or STALL in habit.answers.values()
+    settings: dict[str, Any] = {f"smtp_{phase}_timeout": STANDSTILL if still else PATIENCE for phase in PHASES}
+    settings |= {"smtp_connect_timeout": PATIENCE, "smtp_tls_security_level": "may", **habit.settings}
     if habit.login is not None:
         settings |= {"smtp_sasl_auth_enable": True, "smtp_sasl_security_options": ("noanonymous",)}
 
