@@ -135,14 +135,16 @@ class Shelf:
     names: Sequence[str]
     garbled: Sequence[str] = ()  # names of files whose blocks in flight may read back as garbage
     media: dict[str, Medium] = field(default_factory=dict)
-    unsure: list[tuple[str, str]] = field(default_factory=list)  # renames that a cut may undo
+    # Renames that a cut may undo, with what stood under the new name before.
+    unsure: list[tuple[str, str, bytes | None]] = field(default_factory=list)
 
     def take(self, op: Op) -> None:
         if op.kind == RENAME:
             old, new = self.names[op.file], self.names[op.offset - 1]
+            before = self.media.get(new)
             self.media[new] = self.media.pop(old)
             self.media[new].garbled = new in self.garbled
-            self.unsure.append((old, new))
+            self.unsure.append((old, new, None if before is None else bytes(before.durable)))
         elif op.kind == SYNC and self.names[op.file] not in self.media:  # a directory
             self.unsure.clear()
         else:
@@ -163,8 +165,10 @@ class Shelf:
             whole = rng.random() < 0.5
             files = {n: build(m.durable, m.pending if whole else []) for n, m in self.media.items()} | {name: content}
             if self.unsure and rng.random() < 0.5:
-                for old, new in reversed(self.unsure):
+                for old, new, before in reversed(self.unsure):
                     files[old] = files.pop(new)
+                    if before is not None:
+                        files[new] = before
             yield how, files
 
 

@@ -274,6 +274,11 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # until then a power cut may bring back any version since the start
+    finally:
+        os.close(directory)
 
 
 async def _connect(probe: str, via: Via | None) -> None:
