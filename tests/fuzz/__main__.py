@@ -82,13 +82,21 @@ def _child(name: str, *flags: str) -> int:
     ).returncode
 
 
+def _launcher() -> Path:
+    """A program that is this child: to merge, libFuzzer starts itself again by its own name."""
+    path = FOUND / "child"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 def one(name: str) -> None:
     """The child: the arguments are libFuzzer's."""
     import atheris
 
     with atheris.instrument_imports(include=["edgemail"]):
         judge = target(name).judge
-    atheris.Setup(sys.argv, judge)
+    atheris.Setup([str(_launcher()), *sys.argv[1:]], judge)
     atheris.Fuzz()
 
 
