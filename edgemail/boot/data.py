@@ -6,6 +6,7 @@ that is damaged is never made anew without being asked. Knows nothing of what st
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -127,22 +128,26 @@ def _last(said: str) -> str:
 def _partition(places: Places, run: Run) -> bool:
     """Make the partition where there is none. True when it was made.
 
-    The file system comes first, in free space; then one sector, the table, makes it a partition. So a partition that
-    is there was once whole, and a start that was cut begins again. Raises OSError and CardRefused.
+    The file system comes first, in free space that only the kernel knows as a partition; then one sector, the table,
+    makes it one. So a partition that is there was once whole, and a start that was cut begins again. Raises OSError and
+    CardRefused.
     """
     with BlockCard(places.disk) as disk:
         table = disk.read(0, card.SECTOR)
         if 4 in card.partitions(table):
             return False
         fresh, place = card.with_data(table, disk.size // card.SECTOR)
-        offset, size = place.start * card.SECTOR, place.sectors * card.SECTOR
-        failed = _make(run, ["-E", f"offset={offset}", places.disk, f"{size // 1024}k"])
+        if Path(places.disk).is_block_device():
+            _announce(places.disk, place)  # mkfs refuses a disk of which other partitions are mounted
+            failed = _make(run, [places.partition])
+        else:
+            offset, size = place.start * card.SECTOR, place.sectors * card.SECTOR
+            failed = _make(run, ["-E", f"offset={offset}", places.disk, f"{size // 1024}k"])
         if failed:
             raise CardRefused(failed)
         disk.flush()
         disk.write(0, fresh)
         disk.flush()
-    _announce(places.disk, place)
     return True
 
 
@@ -159,14 +164,16 @@ def _make(run: Run, where: list[str]) -> str:
 def _announce(disk: str, place: Partition) -> None:
     """Have the kernel know of a new partition while others of the disk are mounted: BLKPG, linux/blkpg.h.
 
-    Does nothing for a file, which has no partitions.
+    One that it knows already, from a start that was cut short, stays as it is.
     """
-    if not Path(disk).is_block_device():
-        return
     start, length = place.start * card.SECTOR, place.sectors * card.SECTOR
     import ctypes
 
     with Path(disk).open("rb") as file:
         body = ctypes.create_string_buffer(struct.pack("=qqi64s64s", start, length, place.number, b"", b""), 152)
         head = struct.pack("@iiiP", _ADD, 0, 152, ctypes.addressof(body))
-        fcntl.ioctl(file.fileno(), _BLKPG, head)
+        try:
+            fcntl.ioctl(file.fileno(), _BLKPG, head)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
