@@ -19,7 +19,7 @@ from edgemail.boot.frames import EX_OK, EX_TEMPFAIL
 from edgemail.boot.places import Places
 from edgemail.boot.update import Problems, Updates
 
-CONFIRM_SECONDS: Final = 120.0  # limit: from the start to a box that does its work, before it is started again
+CONFIRM_SECONDS: Final = 60.0  # limit: from the start to a box that does its work, before it is started again
 ANSWER_SECONDS: Final = 5.0  # limit: for its own page to answer
 PAUSE_SECONDS: Final = 0.5  # between two looks
 
@@ -59,7 +59,11 @@ def confirm(
     monotonic: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Wait until the box is well and mark its slot good: 0. Not well in time, and there is another slot: 75."""
+    """Wait until the box is well and mark its slot good: 0. Not well in time, and there is another slot: 75.
+
+    A release that never did its work here has one such chance, and the other slot is next; one that did has all its
+    attempts, for what ails the box may pass.
+    """
     started = monotonic()
     report = report_of(places)
     while report is not None:
@@ -72,6 +76,10 @@ def confirm(
             break
         pause(PAUSE_SECONDS)
     try:
-        return EX_TEMPFAIL if updates.another() else EX_OK  # the same slot again would do no better
+        if not updates.another():
+            return EX_OK  # the same slot again would do no better
+        if updates.unproven():
+            updates.roll_back()
+        return EX_TEMPFAIL
     except Problems:
         return EX_OK

@@ -192,8 +192,13 @@ class Updates:
         with self.slots(write=True) as found:
             marked = found.mark_good()
         with contextlib.suppress(OSError):  # a box without its data partition runs all the same
-            self._record(found.running, release)
+            self._record(found.running, release, good=True)
         return marked
+
+    def unproven(self) -> bool:
+        """Whether what runs is a release that never did its work here."""
+        about = _json(self.places.home / RECORD).get(self.running(), {})
+        return about.get("serial") == self.release().serial and not about.get("good")
 
     def roll_back(self) -> str:
         """The other slot is started next; returns its name. Raises EdgemailError and OSError."""
@@ -216,8 +221,8 @@ class Updates:
             other = _json(self.places.home / RECORD).get(found.other, {})
         return min(self.release().spool_format, int(other.get("spool_format", self.release().spool_format)))
 
-    def _record(self, slot: str, one: Release | Manifest) -> None:
-        about = {"version": one.version, "serial": one.serial, "spool_format": one.spool_format}
+    def _record(self, slot: str, one: Release | Manifest, *, good: bool = False) -> None:
+        about = {"version": one.version, "serial": one.serial, "spool_format": one.spool_format, "good": good}
         record = _json(self.places.home / RECORD)
         if record.get(slot) != about:
             replace(self.places.home / RECORD, json.dumps({**record, slot: about}) + "\n")

@@ -335,6 +335,35 @@ def test_not_well_in_time(places: Places, monkeypatch: pytest.MonkeyPatch) -> No
     assert state(places).left["B"] == 2
 
 
+def test_a_release_that_never_did_its_work_has_one_chance(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that did has all its attempts: what ails the box may pass."""
+    updates = Updates(places, Update())
+    updates.mark_good()
+    updates.install(file(places, release()))
+    Path(places.cmdline).write_text("edgemail.slot=B")
+    serial = json.loads((places.home / "slots.json").read_text())["B"]["serial"]
+    Path(places.release).write_text(f"VERSION=1.1\nBOARD=arm64\nSERIAL={serial}\nBUILD_DATE=1795219200\n")
+    count(places, B=2)
+    places.report.write_text(json.dumps({"configured": True, "port": 80, "message": ""}))
+    answers = [503]
+    monkeypatch.setattr(confirm, "ask", lambda port, path, host="": answers[0])
+
+    def run() -> int:
+        now = iter(range(1000))
+        return confirm.confirm(places, updates, monotonic=lambda: float(next(now)), pause=lambda _: None)
+
+    assert updates.unproven()
+    assert run() == 75
+    assert state(places).chosen() == "A"
+    count(places, A=3, B=2)
+    answers[0] = 200
+    assert run() == 0 and not updates.unproven()
+    count(places, B=2)
+    answers[0] = 503
+    assert run() == 75
+    assert state(places).chosen() == "B", "it was good once"
+
+
 def test_nobody_answers() -> None:
     assert confirm.ask(1, "/readyz") == 0
 
