@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 EDITABLE := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check crash fuzz matrix fmt bench image relock clean
+.PHONY: help install run test check crash fuzz matrix fmt bench image image-test image-crash relock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -24,7 +24,7 @@ endif
 
 test: $(VENV)/.tests ## everything that is tested; ARGS="-k name" for a part
 	@if [ -f tests/peers/__main__.py ]; then $(BIN)/python -m tests.peers install; fi
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --ignore tests/image $(ARGS)
 
 check: $(VENV)/.tests ## formatting, linters, types and unit tests: a minute or two, no network
 	@$(BIN)/ruff check -q
@@ -57,6 +57,12 @@ bench: $(VENV)/.tests ## the same work for edgemail and Postfix, as ratios (root
 
 image: install ## the system image for a card, in build/ (no root; fetches Debian packages into .cache)
 	@$(BIN)/python -m image build
+
+image-test: $(VENV)/.tests ## build the image and start it, update it, cut it and break it under QEMU; ARGS='-m "not long"' for CI's part
+	@$(BIN)/python -m pytest tests/image -s $(ARGS)
+
+image-crash: $(VENV)/.tests ## cut the power of the virtual card in 100,000 ways (root; an hour)
+	@EDGEMAIL_IMAGE_CUTS=100000 $(BIN)/python -m pytest tests/image/test_power.py -s $(ARGS)
 
 relock: install ## pin today's Debian packages in image/packages.lock
 	@$(BIN)/python -m image relock

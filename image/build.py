@@ -80,7 +80,7 @@ def serial() -> int:
 def spool_format() -> int:
     from edgemail.spool import layout
 
-    return int(layout.FORMAT)
+    return int(layout.FORMAT_WITH_JOURNAL)
 
 
 def run(build: Build) -> Path:
@@ -129,7 +129,7 @@ def run(build: Build) -> Path:
         manifest.write(build.out / build.name, lock, tree, first, about)
     if build.xz:
         with build.stage("xz"):
-            _pack(build, programs)
+            pack(build, programs)
     _sums(build)
     return target
 
@@ -170,7 +170,7 @@ def bundle(build: Build, keys: list[Path], min_from: int = 0) -> Path:
     return target
 
 
-def _pack(build: Build, programs: tools.Tools) -> None:
+def pack(build: Build, programs: tools.Tools) -> None:
     image = build.out / f"{build.name}.img"
     packed = image.with_suffix(".img.xz")
     packed.unlink(missing_ok=True)

@@ -214,11 +214,30 @@ class Apt:
     def choose(self, group: Group) -> list[Package]:
         """The packages of a group; with `closure`, all that apt says they need."""
         names = [self._real(name) for name in group.names]
-        if not group.closure:
-            return [self._package(group, name) for name in names]
-        listed = self._run(["apt-get", "install", "-qq", "-y", "--print-uris", *names])
-        found = re.findall(r"^'[^']*' ([^_]+)_\S+ \d+", listed, re.MULTILINE)
-        return [self._package(group, name) for name in sorted(set(found) - set(group.without))]
+        if group.closure:
+            listed = self._run(["apt-get", "install", "-qq", "-y", "--print-uris", *names])
+            found = re.findall(r"^'[^']*' ([^_]+)_\S+ \d+", listed, re.MULTILINE)
+            names = sorted(set(found) - set(group.without))
+        printed = self._run(["apt-get", "download", "-qq", "--print-uris", *names])
+        paths = {}
+        for url in re.findall(r"^'([^']*)'", printed, re.MULTILINE):
+            path = urllib.parse.unquote(url).removeprefix(MIRROR).lstrip("/")
+            paths[Path(path).name.partition("_")[0]] = path
+        shown = self._run(["apt-cache", "show", "--no-all-versions", *names])
+        stanzas = [dict(re.findall(r"^([\w-]+): (.*)$", text, re.MULTILINE)) for text in shown.split("\n\n")]
+        by_name = {fields["Package"]: fields for fields in stanzas if fields}
+        return [
+            Package(
+                group.name,
+                name,
+                by_name[name]["Version"],
+                by_name[name]["Architecture"],
+                int(by_name[name]["Size"]),
+                by_name[name]["SHA256"],
+                paths[name],
+            )
+            for name in names
+        ]
 
     def _real(self, name: str) -> str:
         """A name that ends in * stands for what the package without it depends on: the kernel of today."""
@@ -229,13 +248,3 @@ class Apt:
         if match is None:
             raise Mismatch(f"{name}: depends on nothing of that name")
         return match[1]
-
-    def _package(self, group: Group, name: str) -> Package:
-        shown = self._run(["apt-cache", "show", "--no-all-versions", name])
-        field = dict(re.findall(r"^(\w+): (.*)$", shown, re.MULTILINE))
-        printed = self._run(["apt-get", "download", "-qq", "--print-uris", f"{name}={field['Version']}"])
-        url = urllib.parse.unquote(printed.split("'")[1])
-        path = url.removeprefix(MIRROR).lstrip("/")
-        return Package(
-            group.name, name, field["Version"], field["Architecture"], int(field["Size"]), field["SHA256"], path
-        )

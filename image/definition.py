@@ -58,7 +58,7 @@ PACKAGES: Final = (
         ),
         without=(
             *("adduser", "base-passwd", "coreutils"),
-            *("debconf", "dpkg", "gcc-14-base", "init-system-helpers", "logsave", "lsb-base"),
+            *("debconf", "dpkg", "init-system-helpers", "logsave", "lsb-base"),
             *("libacl1", "libattr1", "libaudit-common", "libaudit1"),
             *("libbsd0", "libbz2-1.0", "libcap-ng0", "libcrypt1"),
             *("libdb5.3t64", "libdebconfclient0", "libgmp10", "libmd0", "libncursesw6", "libpam-modules"),
