@@ -40,7 +40,7 @@ class TestBox:
         before = len(smarthost.received)
         assert send(box, "through the box")
         got = smarthost.wait_for(before + 1, 60)[-1]
-        assert got.rcpt == ["user@example.net"]
+        assert got.rcpt == ["RCPT TO:<user@example.net>"]
         assert got.content.endswith(b"Subject: through the box\r\n\r\nthrough the box\r\n")
 
     def test_it_says_that_it_is_well(self, box: Machine) -> None:

@@ -76,7 +76,7 @@ def test_installed_tried_confirmed_and_left(places: Places) -> None:
     assert (found["slot"], found["good"], found["slots"]) == (
         "A",
         True,
-        {"B": {"version": "1.1", "serial": 11, "spool_format": 1}},
+        {"B": {"version": "1.1", "serial": 11, "spool_format": 1, "good": False}},
     )
     assert found["progress"]["state"] == "installed"
 
