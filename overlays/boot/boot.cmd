@@ -2,10 +2,11 @@
 # The state is one sector in U-Boot's own format (sector 64; 65 is a spare), with the names that RAUC uses. A slot that
 # is not whole does not stand in BOOT_ORDER. When no slot has tries left, those in the order get them back.
 if test "${devtype}" = virtio; then
-  setenv at_state 0x43f00000
-  setenv at_packed 0x43000000
+  # With 96 MiB, U-Boot itself is from 0x43c00000 on; the kernel needs 38 MiB to run.
+  setenv at_state 0x43900000
+  setenv at_packed 0x42800000
   setenv at_kernel 0x40200000
-  setenv at_initrd 0x44000000
+  setenv at_initrd 0x43600000
   setenv consoles "console=ttyAMA0"
 else
   setenv at_state 0x0bf00000

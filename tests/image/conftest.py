@@ -58,7 +58,7 @@ def configuration(port: int = 0, *, name: str = "gw7.example.com", more: str = "
 def box(image: Path, smarthost: Sink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A provisioned box that is on, for all the tests of a module."""
     card = Card.flashed(image, tmp_path_factory.mktemp("box") / "card.img")
-    card.put("edgemail.toml", configuration(smarthost.port))
+    card.put("edgemail.toml", configuration(smarthost.port, more='relay_domains = ["site.example"]'))
     with Machine(card) as machine:
         machine.wait_ready(90)
         yield machine

@@ -51,7 +51,7 @@ class TestBox:
     def test_etrn(self, box: Machine) -> None:
         with Client(box.port(25)) as client:
             assert "ETRN" in client.say("EHLO site.example")
-            assert client.say("ETRN example.com")[:3] in ("250", "251", "252", "253")
+            assert client.say("ETRN site.example")[:3] in ("250", "251", "252", "253")
 
     def test_nothing_complains(self, box: Machine) -> None:
         """What stands on the console is what a person should read there: no failure of kernel, script or service."""
@@ -103,22 +103,22 @@ while ! [ -e /run/edgemail/started ]; do sleep 1; done
 sleep 25
 while read -r device place kind options rest; do say "mount $place $kind $options"; done </proc/mounts
 try() { # as whom, where
-    if busybox su -s /usr/bin/sh edgemail -c ": >'$2/.probe'" 2>/dev/null; then
+    if busybox su -s /usr/bin/sh edgemail -c "touch '$2/.probe'" 2>/dev/null; then
         say "written as $1 in $2"
         rm -f "$2/.probe"
     fi
 }
 find / -xdev -type d 2>/dev/null | while read -r place; do
-    : >"$place/.probe" 2>/dev/null && say "written as 0 in $place"
+    touch "$place/.probe" 2>/dev/null && say "written as 0 in $place"
 done
 for place in /proc /sys /dev /dev/shm /run /tmp /var /slot; do
-    : >"$place/.probe" 2>/dev/null && say "written as 0 in $place" && rm -f "$place/.probe"
+    touch "$place/.probe" 2>/dev/null && say "written as 0 in $place" && rm -f "$place/.probe"
 done
 for place in / /etc /usr /run /run/edgemail /run/edgemail/relay /var /tmp /boot /slot /data /data/edgemail \
     /data/spool /dev /dev/shm /sys /proc; do
     try 100 "$place"
 done
-mount -o remount,rw / 2>/dev/null && : >/usr/.probe 2>/dev/null && say "written as 0 in /usr after a remount"
+mount -o remount,rw / 2>/dev/null && touch /usr/.probe 2>/dev/null && say "written as 0 in /usr after a remount"
 say "memory $(sed -n 's/^MemTotal: *//p;s/^MemAvailable: *//p' /proc/meminfo | tr '\n' ' ')"
 for process in /proc/[0-9]*; do
     name=$(tr '\0' ' ' <"$process/cmdline" 2>/dev/null)
