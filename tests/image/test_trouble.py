@@ -39,6 +39,7 @@ def status(card: Card) -> str:
     return card.get(STATUS).decode("utf-8", "replace")
 
 
+@pytest.mark.long
 def test_no_file_then_bad_ones_then_a_good_one(image: Path, tmp_path: Path) -> None:
     """Ten bad files are each told where a person looks; the page is there; no mail is taken until the file is right."""
     card = Card.flashed(image, tmp_path / "card.img")
@@ -99,6 +100,7 @@ def test_no_network(image: Path, tmp_path: Path) -> None:
     assert "network" in status(card)
 
 
+@pytest.mark.long
 def test_a_full_card(image: Path, tmp_path: Path) -> None:
     """4xx with the reason when there is no room, and the box stays up; mail leaves and is taken again."""
     card = Card.flashed(image, tmp_path / "card.img", CARD_SIZE + (48 << 20))

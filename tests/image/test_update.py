@@ -37,7 +37,8 @@ SLOTS_CUT = 200  # cuts of an update that are looked at
 
 
 def settings(port: int) -> str:
-    text = configuration(port) + 'token_file = "secrets/token"\n\n'
+    soon = 'minimal_backoff_time = "5s"\nmaximal_backoff_time = "20s"\nqueue_run_delay = "5s"'
+    text = configuration(port, more=soon) + 'token_file = "secrets/token"\n\n'
     return text + f'[secrets]\ntoken = "{TOKEN}"\n'
 
 
@@ -294,6 +295,7 @@ def test_a_hang_is_ended_by_the_watchdog(card: Card) -> None:
         machine.wait_for(READY, 240, times=2)
 
 
+@pytest.mark.long
 def test_every_cut_of_an_update_leaves_a_slot_that_starts(
     card: Card, releases: Releases, tmp_path: Path, made: build.Build
 ) -> None:
