@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from edgemail.watched import logical_lines
 
 MAX_PATTERN: Final = 1024  # limit: characters of one pattern in a regexp or pcre table
 MAX_NESTING: Final = 20  # limit: if blocks inside each other in a pattern table
+ADDRESSES_KNOWN: Final = 128  # limit: texts that are remembered as addresses, or as none; each session asks for a few
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
+@lru_cache(maxsize=ADDRESSES_KNOWN)
 def parse_address(text: str) -> IPAddress | None:
     """An address without its zone; an IPv4-mapped one as IPv4. None when it is none."""
     try:

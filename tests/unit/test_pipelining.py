@@ -15,6 +15,8 @@ import pytest
 
 from edgemail.envelope import Address, Delivery, Outcome
 from edgemail.errors import Kind, SpoolDamaged
+from edgemail.relay.send.berth import Berths
+from edgemail.relay.send.pool import Key
 from tests.servers import DROP, FULL, PLAIN, STALL, Authority, FakeServer
 from tests.unit.test_deliver import Rig, at, rig, run
 
@@ -329,5 +331,29 @@ def test_urgent_mail_is_next_at_a_connection_that_others_wait_for() -> None:
             tasks.append(asyncio.ensure_future(box.courier.deliver(deliveries[7])))
             assert all(outcome.delivered for (outcome,) in await asyncio.gather(*tasks))
             assert whole(server).index(7) == 1
+
+    run(scenario)
+
+
+def test_a_farewell_to_rset_is_not_about_the_message_behind_it() -> None:
+    async def scenario() -> None:
+        async with FakeServer(FULL, {"RSET": [OK, b"421 4.3.2 closing\r\n"]}) as server, rig(at(server)) as box:
+            assert all(outcome.delivered for outcome in await send(box, await queued(box, 6)))
+            assert set(whole(server)) == set(range(6))
+
+    run(scenario)
+
+
+def test_a_turn_that_nobody_takes_is_the_next_ones() -> None:
+    async def scenario() -> None:
+        berths: Berths[object] = Berths()
+        key = Key("smtp", "hop", "may", "", "sat")
+        first, second = (asyncio.ensure_future(berths.wait(key, first=False)) for _ in range(2))
+        await asyncio.sleep(0)
+        assert berths.stir("sat")
+        first.cancel()  # it has been called, and goes
+        assert await second == ()
+        assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], asyncio.CancelledError)
+        assert not berths.stir("sat")
 
     run(scenario)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemail.envelope import NULL_SENDER, Address, Envelope
-from edgemail.relay.send.rewrite import bare_addresses, complete, fold, rewrite
+from edgemail.relay.send.rewrite import COMPLETE, _bare_addresses, bare_addresses, complete, fold, rewrite
 from edgemail.settings import Settings
 
 ORIGIN = b"@origin.test"
@@ -211,6 +211,39 @@ def test_every_address_of_a_sound_list_has_a_domain(boxes: list[str]) -> None:
     found = email.utils.getaddresses([sent.partition(":")[2].strip()])
     assert len(found) == len(boxes)
     assert all("@" in address for _, address in found)
+
+
+PIECES = [
+    b"joe",
+    b"a@b.example",
+    b"<a@b>",
+    b"<a>",
+    b"Joe ",
+    b'"A, B" ',
+    b",",
+    b", ",
+    b",\r\n ",
+    b" ",
+    b"(c)",
+    b":",
+    b"@",
+    b";",
+    b"\\",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"To", b"FROM", b"cc ", b"Subject"]), st.lists(st.sampled_from(PIECES)))))
+def test_the_quick_look_says_what_the_long_one_says(fields: list[tuple[bytes, list[bytes]]]) -> None:
+    header = b"".join(name + b":" + b"".join(pieces) + b"\r\n" for name, pieces in fields) + b"\r\n"
+    if COMPLETE.match(header):
+        assert _bare_addresses(header) == []
+
+
+def test_the_quick_look_is_quick_on_a_header_made_to_slow_it() -> None:
+    header = b"To: " + b'a "b" ' * 20_000 + b"\r\n\r\n"
+    assert COMPLETE.match(header) is None
+    plain = b"To: " + b"a@b, " * 5_000 + b"Joe <a@b>\r\nSubject: x\r\n\r\nbody"
+    assert COMPLETE.match(plain) is not None
 
 
 @given(st.binary(max_size=200))

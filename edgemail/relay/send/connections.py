@@ -73,7 +73,7 @@ class Connections:
             self._retire(session)
             return
         now = self._clock.monotonic()
-        session.waited_for = bool
+        session.waited_for, session.shared = bool, False
         self._dismiss(self._pool.release(key, session, self._until(session, key, now), now))
         self._arm()
 
@@ -103,6 +103,7 @@ class Connections:
     def share(self, berth: Berth[Session], session: Session) -> None:
         """The session for which a place was taken is ready: others may join it from its first message on."""
         berth.connection = session
+        session.shared = True
         session.waited_for = partial(self.berths.stir, berth.key.link)
 
     def leave(self, berth: Berth[Session], session: Session) -> None:

@@ -98,6 +98,7 @@ class Exchange:
         self.count = 0  # messages carried so far
         self.client = Client(settings.smtp_helo_name, discard=settings.smtp_discard_ehlo_keywords)
         self.tls: ssl.SSLObject | None = None
+        self.shared = False  # messages follow each other before they are answered
         self.waited_for: Callable[[], bool] = _nobody  # called when another message may follow: whether one will
         self._line = line
         self._loop = asyncio.get_running_loop()
@@ -221,7 +222,7 @@ class Exchange:
             if self.client.pending >= WRITE_SIZE:
                 written += self.client.pending
                 self._flush()
-        if transaction.written and self.waited_for() and passage.listening is None:
+        if transaction.written and (self.waited_for() or self.shared) and passage.listening is None:
             self._flush_soon()  # what follows goes with it
         else:
             self._flush()

@@ -83,12 +83,37 @@ TOKEN = re.compile(
     rb"|(?P<special>[<>@,;:])",
     re.DOTALL,
 )
+# A header whose address lists all are of the plain kind and complete: one look tells that nothing is to be done.
+_ATOM = rb'[^\s()<>@,;:"\[\]\\]++'
+_MAILBOX = (
+    rb"(?:"
+    + _ATOM
+    + rb"@"
+    + _ATOM
+    + rb"|(?:"
+    + _ATOM
+    + rb'|"[^"\\\r\n]*+"|[ \t]++)*+<'
+    + _ATOM
+    + rb"@"
+    + _ATOM
+    + rb">)"
+)
+_COMPLETE = rb"[ \t]*+" + _MAILBOX + rb"(?:,(?:\r\n)?+[ \t]++" + _MAILBOX + rb")*+[ \t]*+\r\n"
+COMPLETE = re.compile(
+    rb"(?:(?!(?:from|to|cc)[ \t]*:)[!-9;-~]++[ \t]*+:[^\r\n]*+\r\n(?:[ \t][^\r\n]*+\r\n)*+"
+    rb"|(?:from|to|cc)[ \t]*+:" + _COMPLETE + rb")*+\r\n",
+    re.IGNORECASE,
+)
 COMMENT_PART = re.compile(rb"[^()\\]+|\\.", re.DOTALL)
 ENCODED_WORD = re.compile(rb"=\?[^?]*\?[^?]*\?[^?]*\?=")  # RFC 2047 2; never an address (5)
 
 
 def bare_addresses(header: bytes) -> list[int]:
     """Where in a header From, To and Cc hold an address without a domain: the offset right behind it."""
+    return [] if COMPLETE.match(header) else _bare_addresses(header)
+
+
+def _bare_addresses(header: bytes) -> list[int]:
     places: list[int] = []
     start = 0
     while start < len(header):

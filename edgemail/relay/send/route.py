@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,8 @@ from edgemail.watched import Monotonic
 
 STANDARD_NAMES: Final = frozenset({"postmaster", "root", "abuse", "mailer-daemon"})
 POSTMASTER_WAITS: Final = "mail for postmaster waits: set admin_address and reload"
+
+DOMAINS_KNOWN: Final = 64  # limit: recipients' domains, and rows of transport_maps, that are remembered as read
 
 ROW = re.compile(r"(?:([A-Za-z0-9_.-]*):)?\s*(.*)", re.DOTALL)
 STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)(.*)", re.DOTALL)  # RFC 3463 2
@@ -40,6 +43,7 @@ class Row:
     status: str = ""
 
 
+@lru_cache(maxsize=DOMAINS_KNOWN)
 def parse_row(value: str, default_port: int = 25) -> Row:
     """`transport:nexthop[, nexthop...]`, `transport:`, `transport`, `:nexthop`, `error:`, `discard:`, `hold:`.
 
@@ -200,6 +204,7 @@ def _literal(domain: str) -> object:
     return parse_address(bare[5:] if bare[:5].lower() == "ipv6:" else bare)
 
 
+@lru_cache(maxsize=DOMAINS_KNOWN)
 def _own_hop(domain: str) -> str:
     """The next hop that a recipient's domain is by itself. ValueError where it can be none."""
     if domain.startswith("["):

@@ -6,6 +6,7 @@ Owns the syntax of RFC 5321 4.2 as a client meets it. Never knows which command 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from edgemail.errors import EdgemailError
@@ -14,6 +15,9 @@ from edgemail.reply import Reply
 REPLY_LINE_LIMIT: Final = 2048  # limit: octets of one reply line of a server; RFC 5321 says 512, Postfix takes 2048
 REPLY_SIZE_LIMIT: Final = 32_768  # limit: octets of one whole reply of a server; as aiosmtplib
 REPLY_LINES_LIMIT: Final = 100  # limit: lines of one reply of a server; EHLO at a big provider has about 15
+
+COMMON_LINES: Final = 64  # limit: replies of one line that are remembered as read: most of them come again and again
+COMMON_LENGTH: Final = 80  # limit: octets of each
 
 # RFC 5321 4.2: Reply-code = %x32-35 %x30-35 %x30-39, and real servers use more of the middle digits.
 _LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\n]*))?\Z", re.DOTALL)
@@ -56,7 +60,11 @@ class ReplyReader:
             while (end := self._buffer.find(b"\n")) >= 0:
                 line = bytes(self._buffer[:end])
                 del self._buffer[: end + 1]
-                reply = self._take(line.removesuffix(b"\r"), end + 1)
+                reply = None
+                if end <= COMMON_LENGTH and not self._lines:
+                    reply = _common(line)
+                if reply is None:
+                    reply = self._take(line.removesuffix(b"\r"), end + 1)
                 if reply is not None:
                     return reply
             if len(self._buffer) >= REPLY_LINE_LIMIT:
@@ -87,6 +95,15 @@ class ReplyReader:
             return None
         lines, self._lines, self._size = self._lines, [], 0
         return _reply(code, lines)
+
+
+@lru_cache(maxsize=COMMON_LINES)
+def _common(line: bytes) -> Reply | None:
+    """The reply that is this one line; None where there is more to it."""
+    parts = _LINE.match(line.removesuffix(b"\r"))
+    if parts is None or parts[2] == b"-":
+        return None
+    return _reply(int(parts[1]), [clean(parts[3] or b"")])
 
 
 def _reply(code: int, lines: list[str]) -> Reply:

@@ -138,22 +138,26 @@ class Transaction:
         self._content: Stuffer | LineEnds = LineEnds() if self._chunking else Stuffer()
         self._ended = True  # the content so far ends with a line end
         utf8 = burden.utf8 or not all(str(a).isascii() for a in (sender, *(target.address for target in targets)))
-        # Each step with whether it must wait for the replies to those before it: none of RFC 2920's group has to, all
-        # have to where pipelining is not offered.
-        wait = not able.offers("PIPELINING")
-        self._steps: deque[tuple[bool, Callable[[], None]]] = deque()
+        self._steps: deque[Callable[[], None]] = deque()  # those that wait for the replies to what was said before
         if client.in_transaction or (self._chunking and client.awaiting is not None):
-            self._steps.append((False, self._reset))
+            self._reset()
         mail = mail_command(able, sender, envelope, burden, utf8)
-        self._steps.append((wait, partial(self._say, mail, Phase.MAIL, self._mail_answered)))
-        for place, target in enumerate(targets):
-            self._steps.append((wait, partial(self._say_rcpt, rcpt_command(able, target), place)))
-        if not self._chunking:
-            self._steps.append((wait, self._say_data))
-        else:
+        content = self._open_chunks if self._chunking else self._say_data
+        if able.offers("PIPELINING"):  # none of RFC 2920's group waits
+            self._say(mail, Phase.MAIL, self._mail_answered)
+            for place, target in enumerate(targets):
+                self._say_rcpt(rcpt_command(able, target), place)
             # BDAT need not wait for a go-ahead. A small message does not; a large one does wait for the recipients,
             # because it would be sent in vain when none of them is taken.
-            self._steps.append((wait or burden.size > BDAT_SIZE, self._open_chunks))
+            if self._chunking and burden.size > BDAT_SIZE:
+                self._steps.append(content)
+            else:
+                content()
+            return
+        self._steps.append(partial(self._say, mail, Phase.MAIL, self._mail_answered))
+        for place, target in enumerate(targets):
+            self._steps.append(partial(self._say_rcpt, rcpt_command(able, target), place))
+        self._steps.append(content)
         self._advance()
 
     @property
@@ -236,8 +240,8 @@ class Transaction:
 
     def _advance(self) -> None:
         """Say what may be said now."""
-        while self._steps and not (self._steps[0][0] and self.client.awaiting is not None):
-            self._steps.popleft()[1]()
+        while self._steps and self.client.awaiting is None:
+            self._steps.popleft()()
 
     def _say(self, line: str, phase: Phase, taker: Callable[[Reply], None]) -> None:
         self.client.say(line, phase, taker)
