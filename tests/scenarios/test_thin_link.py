@@ -50,6 +50,14 @@ def flush(box: Relay) -> None:
     box.run("edgemail", "queue", "flush", "--no-wait")
 
 
+def flushed(box: Relay) -> bool:
+    """Whether nothing waits; what was deferred meanwhile is tried again."""
+    waits = bool(box.queue())
+    if waits:
+        flush(box)
+    return not waits
+
+
 def numbers(contents: list[bytes]) -> list[int]:
     return [int(found[1]) for content in contents if (found := re.search(rb"Subject: number (\d+)", content))]
 
@@ -111,7 +119,8 @@ def test_without_chunking_one_round_trip_for_a_message(tmp_path: Path, kind: str
         assert sorted(numbers([one.content for one in isp.received])) == list(range(MESSAGES))
         assert line.most_open <= connections
         assert line.connections <= connections
-        assert line.turns <= MESSAGES + 4 * connections, "each message one, and the set-up"
+        # Each message one, and the set-up; two where nobody stood in line just when the dot was written.
+        assert line.turns <= 1.3 * MESSAGES + 4 * connections
 
 
 @pytest.mark.parametrize("keywords", [CHUNKING, PIPELINING], ids=["bdat", "data"])
@@ -122,8 +131,7 @@ def test_a_cut_in_the_middle_of_a_window_loses_nothing(tmp_path: Path, keywords:
             line.cut_after = 25_000
             flush(box)
             box.wait_until(lambda: len({*numbers([one.content for one in isp.received])}) >= MESSAGES - WINDOW, "mail")
-            flush(box)  # what was deferred
-            box.wait_until(lambda: not box.queue(), "empty queue", 60)
+            box.wait_until(lambda: flushed(box), "empty queue", 60)
         found = numbers([one.content for one in isp.received])
         assert set(found) == set(range(MESSAGES))
         assert line.connections >= 2
