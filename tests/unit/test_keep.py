@@ -14,6 +14,7 @@ from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
 from edgemail.settings import Configuration, Link, Priority, Settings
+from edgemail.spool.verbs import Change
 from tests.queue import Rig, later, silent
 
 DAY = 86_400.0
@@ -146,6 +147,29 @@ def test_mail_of_other_transports_goes_on() -> None:
         assert box.waiting(kept.id) == ["b@example.net"]
         states = {site.name: (site.state, site.kind) for site in box.scheduler.sites()}
         assert states == {"smtp:example.net": ("paused", Kind.LINK), "free:free.example": ("up", None)}
+
+    play(scenario)
+
+
+def test_a_flush_reaches_what_is_being_put_off_just_then() -> None:
+    async def scenario(box: Box) -> None:
+        apply, gate = box.spool.apply, asyncio.Event()
+
+        async def slow(change: Change, *, lazy: bool = False) -> None:
+            await gate.wait()
+            await apply(change, lazy=lazy)
+
+        box.spool.apply = slow
+        await box.accept("b@asks.example")
+        other = await box.accept("c@asks.example")
+        await box.settle()
+        assert box.scheduler.active(other.id), "the spool has not said yet that it knows"
+        await box.scheduler.flush(domain="elsewhere.example")
+        await box.scheduler.flush(ids=[other.id])
+        gate.set()
+        await box.settle()
+        await box.settle()
+        assert [box.reasons(id) for id in box.mail()] == [["deferred transport"]], "one was asked for, and went"
 
     play(scenario)
 

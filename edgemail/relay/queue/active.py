@@ -61,6 +61,7 @@ class Active:
     removed: bool = False  # somebody removed it meanwhile
     decided: set[int] = field(default_factory=set)  # those of which an outcome is known without a delivery
     finishing: bool = False
+    asked: bool = False  # somebody flushed it while it was being written down why it was not tried
     copied: bool = False  # the postmaster has a copy of its bounce
     returned: bool = False  # the spool knows of those that have failed
     settled: Envelope | None = None  # what is left of it after the round, once the spool knows

@@ -61,7 +61,7 @@ class Dispatch:
         ledger: Ledger,
         notices: Notices,
         settling: Callable[[], Settling],
-        again: Callable[[int], None],
+        again: Callable[..., None],
         wake: Callable[[], None],
         keep: Keep,
         pauses: Pauses,
@@ -439,8 +439,8 @@ class Dispatch:
         else:
             due = self._clock.monotonic() + result.wait
             self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.lasting)
-            if result.again:
-                self._again(envelope.id)
+            if active.asked or result.again:
+                self._again(envelope.id, Flag.FLUSHED if active.asked else Flag.NONE)
 
 
 def _report(task: asyncio.Task[None]) -> None:

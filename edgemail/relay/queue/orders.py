@@ -78,6 +78,9 @@ class Orders:
                 count += 1
             elif account is not None and mail not in self._dispatch.active:
                 account.passed_over(mail)  # it is gone, or on hold
+        for active in tuple(self._dispatch.active.values()):
+            if active.suspended and not active.busy and (ids is None or active.id in ids):
+                active.asked = active.asked or self._matches(active.id, domain, site)
         return count
 
     def leave(self, account: Flush) -> None:
