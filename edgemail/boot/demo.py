@@ -29,6 +29,7 @@ from edgemail.spool.store import ensure_free
 
 PORTS: Final = (2525, 2526, 8025)  # the relay, the smarthost, the health endpoint; the next free ones where taken
 WAIT_SECONDS: Final = 20.0  # limit: until the demonstration message must have arrived
+GONE_SECONDS: Final = 5.0  # limit: from then until the spool has forgotten it
 
 CONFIG: Final = """\
 # Written anew by every `make run`; take a copy to change it, and `make run CONFIG=` with the name of the copy.
@@ -77,6 +78,7 @@ class Way:
     queue_id: str = ""
     steps: list[tuple[float, str]] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, what: str) -> None:
         self.steps.append((time.monotonic() - self.began, what))
@@ -98,6 +100,7 @@ class WayHandler(logging.Handler):
             self.way.note("relayed    " + what)
         elif what == "removed":
             self.way.note("removed    the spool has forgotten it")
+            self.way.gone.set()
 
 
 def free_port(wanted: int, taken: Collection[int] = ()) -> int:
@@ -209,7 +212,8 @@ async def demonstrate(directory: Path) -> int:
         if await send(listening, way, unique):
             try:
                 await asyncio.wait_for(way.arrived.wait(), WAIT_SECONDS)
-                await asyncio.sleep(0.3)  # for the log line that says it left the spool
+                with contextlib.suppress(TimeoutError):  # it may wait a second for a barrier
+                    await asyncio.wait_for(way.gone.wait(), GONE_SECONDS)
             except TimeoutError:
                 print(f"\nThe message did not arrive within {WAIT_SECONDS:.0f} s; the log above says why.")
             print("\nIts way, in milliseconds from the first byte:\n")

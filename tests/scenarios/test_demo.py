@@ -67,6 +67,7 @@ def test_a_message_and_its_way(tmp_path: Path) -> None:
         assert {step for _, step in steps} == {"received", "committed", "relayed", "delivered", "removed"}
         assert [float(at) for at, _ in steps] == sorted(float(at) for at, _ in steps)
         assert re.search(r"committed .* message [0-9A-F]{8,} is on the medium", way)
+        assert sorted(re.findall(r"(\w+)/cleanup\[", said)) == ["edgemail", "smarthost"]  # each by its own name
         (mail,) = run.mail()
         assert b"Subject: Hello from edgemail\r\n" in mail or b"Subject: Hello from edgemail\n" in mail
         assert run.interrupt() == 0
@@ -99,7 +100,7 @@ def test_what_it_says_to_do_next_works(tmp_path: Path) -> None:
         settings = re.search(r"(?m)^ +the settings +(.*)$", said)
         page = re.search(r"(?m)^ +the page +http://127\.0\.0\.1:(\d+)/$", said)
         assert queue and settings and page
-        assert do(queue[1]) == "Mail queue is empty\n"
+        run.wait(lambda: do(queue[1]) == "Mail queue is empty\n")  # its end is durable a moment later
         assert 'myhostname = "relay.demo.example"' in do(settings[1])
         with socket.create_connection(("127.0.0.1", int(page[1])), DEADLINE) as browser:
             browser.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{page[1]}\r\nConnection: close\r\n\r\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ import pytest
 from tests.scenarios.client import Client
 from tests.scenarios.relay import Relay, relay
 from tests.scenarios.sink import sink
-from tests.scenarios.test_health import HEALTH, get, status, values
+from tests.scenarios.test_health import HEALTH, get, status, values, wait_ready
 
 OTHERS = 'mynetworks = ["127.0.0.0/8"]\nsmtpd_client_event_limit_exceptions = ["127.0.0.1"]\nin_flow_delay = 0\n'
 GOOD_SECONDS = 5.0  # within which a client that holds nothing is served, whatever goes on
@@ -88,6 +89,28 @@ def test_200_clients_that_send_a_byte_a_minute(tmp_path: Path) -> None:
         one.wait_for(r"timeout after CONNECT from unknown\[127\.0\.1\.")  # the first that keep others out
         one.wait_until(lambda: values(one)["edgemail_smtpd_sessions"] <= 100, "relief")
         serve_a_good_client(one)
+
+
+def test_a_flood_of_the_endpoint_does_not_touch_the_mail(tmp_path: Path) -> None:
+    """Clients that never end their request, and some that never read the answer; /livez is back when they are gone."""
+    with relay(tmp_path, OTHERS, HEALTH) as one, contextlib.ExitStack() as stack:
+        wait_ready(one)
+        found = re.search(r"port (\d+), health", one.log())
+        assert found is not None
+        for number in range(100):
+            each = stack.enter_context(socket.create_connection(("127.0.0.1", int(found[1])), 20))
+            with contextlib.suppress(OSError):  # those above the bound are hung up on
+                each.sendall(b"GET /page.json HTTP/1.1\r\n" + (b"Host: localhost\r\n\r\n" if number % 2 else b"X: "))
+        serve_a_good_client(one)
+        stack.close()
+        one.wait_until(lambda: _answers(one), "answer")
+        assert "Traceback" not in one.log()
+
+
+def _answers(one: Relay) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return get(one, "/livez") == (200, "ok\n")
+    return False
 
 
 def test_a_line_has_smtpd_timeout_however_many_bytes_come(tmp_path: Path) -> None:
