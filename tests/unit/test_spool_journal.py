@@ -344,7 +344,7 @@ def test_a_listing_meets_what_moves_exactly_once(tmp_path: Path) -> None:
         stays = [await keep(rig.store, bytes(2 * CHUNK)) for _ in range(70)]
         kept = [await keep(rig.store) for _ in range(70)]
         listing = rig.store.envelopes()
-        got = [next(listing) for _ in range(75)]
+        got = [next(listing) for _ in range(10)]
         rig.settle()
         await rig.store.apply(Change(remove=(kept[60].id,)))
         assert [*got, *listing] == [*stays, *kept[:60], *kept[61:]]
@@ -469,6 +469,13 @@ def test_a_torn_tail_is_nobodys_loss(tmp_path: Path) -> None:
             found, lost, _ = told(tmp_path)
             assert not lost
             assert {e.id for e in found} - {98} == {e.id for e in kept}, "a record that was torn is whole"
+        least = layout.seal(98, layout.Head(0, 0, 0), layout.fields_of(MAIL))
+        whole = Entry((98, least, bytes(BLOCK - Entry((98, least, b"")).size)))
+        group = journal_layout.write_group([whole, one], salt, number + 1, 0.0)
+        overwrite(
+            tmp_path, at, b"?" * BLOCK + group[BLOCK:]
+        )  # what is left begins on a block, and is the end of a write
+        assert told(tmp_path)[:2] == (kept, "")
         assert (await again(tmp_path))[2] == ""
 
     run(scenario())
@@ -579,7 +586,8 @@ def test_a_body_full_of_forged_records_is_a_body(tmp_path: Path) -> None:
         at = journal._at
         crash(rig.store)
         end = start(journal._mark.size, journal._epoch) + half(journal._mark.size)
-        overwrite(tmp_path, at, blocks[: end - at])  # and what an older epoch left behind the end
+        stale = [journal_layout.write_group([forged], salt, journal._number + 1, 0.0) for salt in (old, 0)]
+        overwrite(tmp_path, at, (b"".join(stale) + blocks)[: end - at])  # and what an older epoch left behind the end
         found, lost, _ = told(tmp_path)
         assert (found, lost) == (kept, "")
         assert (await again(tmp_path))[0] == kept
@@ -629,6 +637,34 @@ def test_a_failed_barrier_sends_all_to_lmdb_and_is_never_repeated(tmp_path: Path
         assert journal._epoch == 2 and len(places) == 1
         crash(rig.store)
         assert (await again(tmp_path))[0] == [kept[1], kept[2], new]
+
+    run(scenario())
+
+
+def test_what_failed_is_out_of_date_before_lmdb_has_it(tmp_path: Path) -> None:
+    """Or a cut between the two would bring back, at some later start, what was finished meanwhile."""
+
+    async def scenario() -> None:
+        rig = JournalRig(tmp_path)
+        seen: list[tuple[bool, int]] = []
+
+        def look(transaction: lmdb.Transaction) -> None:
+            with transaction.cursor() as cursor:
+                there = cursor.set_range(bytes((layout.MAIL,))) and cursor.key()[0] == layout.MAIL
+            mark = mark_of(rig.store)
+            seen.append((there, mark.epoch if mark is not None else 0))  # what is on the medium by then
+
+        rig.on_commit = look
+        real = rig._write
+
+        def fail(at: int, data: bytes) -> None:
+            real(at, data)
+            raise SpoolError("fdatasync: Input/output error")
+
+        rig._write = fail
+        await keep(rig.store)
+        assert seen == [(False, 1), (True, 2)]
+        await rig.store.close()
 
     run(scenario())
 
