@@ -83,7 +83,7 @@ def queue(relay: Relay, survey: Survey) -> Conditions:
 
 def routes(sites: Iterable[SiteStatus], now: float) -> Conditions:
     """Each destination. Only a configured one that fails makes the box unwell: its mail has nowhere else to go."""
-    chosen = sorted(sites, key=lambda one: (not one.configured, one.state in ("new", "up"), -one.waiting, one.name))
+    chosen = sorted(sites, key=lambda one: (not one.configured, one.word == "up", -one.waiting, one.name))
     found: Conditions = {}
     for one in chosen:
         if not one.configured and len(found) >= SHOWN_ROUTES:
@@ -97,9 +97,10 @@ def _route(one: SiteStatus, now: float) -> Condition:
         "waiting": one.waiting,
         "running": one.running,
         "next_probe": round(max(0.0, one.next_probe - now)) if one.next_probe else 0,
-        "stands": one.state,
+        "stands": one.word,
+        "paused_since": one.since,
     }
-    if one.state in ("new", "up", "on-demand", "closed"):  # the last two wait as they were told to
+    if one.well:
         return Condition(numbers=numbers)
     destination = one.name.partition(":")[2]
     why = f": {one.reason}" if one.reason else ""

@@ -27,7 +27,14 @@ CAUSES: Final = Gauge("edgemail_queue_waiting_messages", "Messages by destinatio
 CAUSE_AGES: Final = Gauge(
     "edgemail_queue_waiting_oldest_age_seconds", "Age of the oldest by destination and reason", ("route", "reason")
 )
-ROUTES: Final = Gauge("edgemail_route_up", "1: the destination works as far as is known, 0: it does not", ("route",))
+ROUTES: Final = Gauge(
+    "edgemail_route_up",
+    "1: it works as far as is known, or its mail waits as it was told to; 0: it does not",
+    ("route",),
+)
+STATES_OF_ROUTES: Final = Gauge("edgemail_route_state", "1; the state stands in the label", ("route", "state"))
+SINCE: Final = Gauge("edgemail_route_paused_since_timestamp_seconds", "Since when a route does not work", ("route",))
+PROBES: Final = Gauge("edgemail_route_next_probe_timestamp_seconds", "When such a route is tried next", ("route",))
 LINKS: Final = Gauge("edgemail_link_up", "1: the link may be used now, 0: it may not", ("link",))
 CARRIED: Final = Gauge("edgemail_link_carried_bytes", "Bytes in the link's accounts", ("link", "period"))
 GUARDS: Final = Gauge("edgemail_guard_level", "0: calm; higher: more is held back", ("guard",))
@@ -61,9 +68,15 @@ class Gauges:
             GUARDS.set(float(level), guard.name)
             SHARES.set(guard.value, guard.name)
             TRIPS.values[(guard.name,)] = float(guard.trips)
-        ROUTES.values.clear()
+        for gauge in (ROUTES, STATES_OF_ROUTES, SINCE, PROBES):
+            gauge.values.clear()
         for site in self._relay.scheduler.sites():
-            ROUTES.set(float(site.state in ("new", "up", "on-demand")), site.name)
+            ROUTES.set(float(site.well), site.name)
+            STATES_OF_ROUTES.set(1.0, site.name, site.word)
+            if site.since:
+                SINCE.set(site.since, site.name)
+            if site.next_probe:
+                PROBES.set(site.next_probe, site.name)
         LINKS.values.clear()
         CARRIED.values.clear()
         for link in self._relay.links.snapshot():

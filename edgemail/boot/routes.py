@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 MAX_ROUTES: Final = 1000  # limit: destinations in one answer, configured ones and those that fail first
 
-GOOD: Final = ("new", "up")
-
 
 def survey(sites: Iterable[SiteStatus], links: Iterable[LinkStatus]) -> dict[str, Any]:
     """What the daemon answers: times are wall-clock seconds, 0.0 for none."""
-    chosen = sorted(sites, key=lambda one: (one.state in GOOD, not one.configured, one.name))[:MAX_ROUTES]
+    chosen = sorted(sites, key=lambda one: (one.word == "up", not one.configured, one.name))[:MAX_ROUTES]
     return {"routes": [_route(one) for one in chosen], "links": [_link(one) for one in links]}
 
 
@@ -29,7 +27,7 @@ def _route(one: SiteStatus) -> dict[str, Any]:
     return {
         "route": one.name,
         "transport": one.transport,
-        "state": "up" if one.state in GOOD else one.state,
+        "state": one.word,
         "reason": one.reason,
         "kind": one.kind.value if one.kind else "",
         "since": one.since,

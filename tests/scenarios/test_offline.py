@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.network import cable, ip, namespace, needs_root, plug, pull
-from tests.scenarios.relay import MESSAGE, Relay, relay
+from tests.scenarios.relay import LISTENER, MESSAGE, Relay, relay
 from tests.scenarios.sink import Sink, sink
 
 FAST = """
@@ -341,3 +342,45 @@ def test_of_a_pause_somebody_is_told_once_over_restarts_and_kills_too(tmp_path: 
         box.send()
         box.wait_for("route paused")
         box.wait_until(lambda: told(box) == 2, "second notice: this is another pause")
+
+
+def metric(text: str, name: str, route: str) -> dict[str, float]:
+    """The samples of a metric about a route, by the rest of their labels."""
+    found = re.findall(rf'(?m)^{name}{{route="{re.escape(route)}"(?:,state="(\S+)")?}} (\S+)$', text)
+    return {label: float(value) for label, value in found}
+
+
+def test_routes_status_and_metrics_say_the_same(tmp_path: Path, isp: Sink) -> None:
+    settings = FAST.replace('"2s"', '"100s"').replace('minimal_backoff_time = "1s"', 'minimal_backoff_time = "90s"')
+    settings += (
+        f'transport_maps = [{{ "example.org" = "smtp:[127.0.0.1]:{isp.port}", "*" = "ondemand:[192.0.2.1]" }}]\n'
+    )
+    settings += 'defer_transports = ["ondemand"]\n'
+    isp.stop()
+    with relay(tmp_path, settings, LISTENER + "\n[health]\nport = 0\n") as box:
+        for recipient in ["bob@example.org"] * 6 + ["bob@elsewhere.example"]:
+            box.send(recipients=recipient)
+        box.wait_for("route paused")
+        box.wait_deferred(7)
+        site, asked = f"smtp:[127.0.0.1]:{isp.port}", "ondemand:[192.0.2.1]"
+        found = routes(box)
+        assert (found[site]["state"], found[asked]["state"]) == ("paused", "on-demand")
+        status = json.loads(box.run("edgemail", "status").stdout)["components"]
+        port = box.wait_for(r"listening on \S+ port (\d+), health")[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        for name, up in ((site, 0.0), (asked, 1.0)):
+            one, component = found[name], status[f"route.{name}"]
+            assert component["stands"] == one["state"]
+            assert component["paused_since"] == one["since"]
+            assert (component["state"] == "ok") == bool(up)
+            assert metric(text, "edgemail_route_state", name) == {one["state"]: 1.0}
+            assert metric(text, "edgemail_route_up", name) == {"": up}
+        assert found[site]["reason"] in status[f"route.{site}"]["message"]
+        assert metric(text, "edgemail_route_paused_since_timestamp_seconds", site)[""] == pytest.approx(
+            found[site]["since"], abs=0.01
+        )
+        assert metric(text, "edgemail_route_next_probe_timestamp_seconds", site)[""] == pytest.approx(
+            found[site]["next_probe"], abs=1.0
+        )
+        assert status[f"route.{site}"]["next_probe"] == pytest.approx(found[site]["next_probe"] - time.time(), abs=5)

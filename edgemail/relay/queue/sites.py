@@ -52,6 +52,16 @@ class SiteStatus:
     running: int
     waiting: int
 
+    @property
+    def word(self) -> str:
+        """Its state as everybody is shown it: one of which nothing is known yet counts as up."""
+        return "up" if self.state == "new" else self.state
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing is wrong: it works, or its mail waits as it was told to."""
+        return self.word in ("up", "on-demand", "closed")
+
 
 @dataclass(slots=True, eq=False)
 class Lines:
