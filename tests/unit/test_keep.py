@@ -13,6 +13,7 @@ from edgemail.envelope import Address, Envelope, Recipient, Route
 from edgemail.errors import Kind
 from edgemail.relay.queue.link import Links
 from edgemail.relay.queue.schedule import Scheduler
+from edgemail.relay.queue.slots import TURN_MESSAGES
 from edgemail.settings import Configuration, Link, Priority, Settings
 from edgemail.spool.verbs import Change
 from tests.queue import Rig, later, silent
@@ -282,6 +283,27 @@ def test_orders_of_a_person_find_what_is_kept() -> None:
         assert not box.mail()
 
     play(scenario)
+
+
+@pytest.mark.parametrize("classes", [(), (Priority("alarm", ("recipient:@other.example",)),)])
+def test_a_destination_with_a_long_backlog_does_not_keep_the_only_connection(classes: tuple[Priority, ...]) -> None:
+    """After so many of its messages another has its turn, and at once if what waits there is of a lower rank."""
+
+    async def scenario(box: Box) -> None:
+        gate = box.net.hold("*")
+        await box.link("vsat", True)
+        for number in range(400):
+            await box.accept(f"b{number}@example.net")
+        for number in range(5):
+            await box.accept(f"b{number}@other.example")
+        await box.settle()
+        gate.set()
+        await box.advance(3.0)
+        assert not box.mail()
+        first = next(at for at, (_, _, address) in enumerate(box.net.tried) if address.endswith("other.example"))
+        assert first <= (40 if classes else TURN_MESSAGES + 40), "what was under way is finished before"
+
+    play(scenario, VSAT, priorities=classes)
 
 
 def test_flapping_sends_each_message_once() -> None:

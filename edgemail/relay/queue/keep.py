@@ -104,3 +104,7 @@ class Keep:
     def busy(self, site: Site) -> bool:
         """Whether the links to a site have all the connections they may, with all the mail that these may carry."""
         return self._links is not None and self._links.busy(site.transport, site.name)
+
+    def limited(self, transport: str) -> bool:
+        """Whether the links of a transport that are up have so many connections and no more."""
+        return self._links is not None and self._links.limited(transport)

@@ -265,6 +265,11 @@ class Links:
         usable = [uplink for uplink in self._of(transport) if uplink.up]
         return bool(usable) and all(uplink.full(site) for uplink in usable)
 
+    def limited(self, transport: str) -> bool:
+        """Whether each of the links of a transport that are up has a number of connections."""
+        usable = [uplink for uplink in self._of(transport) if uplink.up]
+        return bool(usable) and all(uplink.connections for uplink in usable)
+
     def begin(self, transport: str, size: int, site: str = "") -> Uplink | None:
         """A delivery begins; the link that is charged for it. None for a transport without links."""
         usable = [uplink for uplink in self._of(transport) if uplink.up and _fits(uplink, size)]

@@ -81,7 +81,7 @@ class Scheduler:
         self._pauses = Pauses(directory, self._spawn)
         self._all_sites = Sites(clock, configuration, random, self._pauses.since)
         self._keep = Keep(configuration, links)
-        self._slots = Slots(clock, configuration, self._keep.busy)
+        self._slots = Slots(clock, configuration, self._keep.busy, self._keep.limited)
         self._notices = Notices(
             bounces,
             clock,

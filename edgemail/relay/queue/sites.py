@@ -85,6 +85,9 @@ class Site:
     window: int
     messages: int = 1  # that may be on their way over one connection: the window counts connections
     running: int = 0
+    waits_since: int = (
+        0  # for a slot: as how many deliveries, to any destination, had begun; 0 for one that has its own
+    )
     cohorts: float = 0.0  # failed ones: each failure counts as one part of the window
     answered_at: float | None = None  # monotonic
     failed_at: float | None = None  # monotonic; the first of the failures since it last answered

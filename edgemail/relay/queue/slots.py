@@ -13,13 +13,16 @@ from enum import IntEnum
 from typing import Final
 
 from edgemail.clock import Clock
-from edgemail.relay.queue.sites import Site
+from edgemail.relay.queue.sites import Gate, Site
 from edgemail.settings import Configuration
 
 TRIALS: Final = 4  # limit: deliveries to unproven destinations for each of default_process_limit; nearly all connect
 STALLED: Final = (
     30.0  # limit: seconds until a delivery to a proven destination is counted with those; smtp_connect_timeout
 )
+
+
+TURN_MESSAGES: Final = 100  # limit: deliveries to one destination that keep a link busy while mail for others waits
 
 
 class Turn(IntEnum):
@@ -47,10 +50,19 @@ class Slots:
     """The slots in use, and the sites that wait for one."""
 
     def __init__(
-        self, clock: Clock, configuration: Configuration, busy: Callable[[Site], bool] = lambda _: False
+        self,
+        clock: Clock,
+        configuration: Configuration,
+        busy: Callable[[Site], bool] = lambda _: False,
+        limited: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`busy`: whether the links to a site take no more deliveries there now."""
+        """`busy`: whether the links to a site take no more deliveries there now.
+
+        `limited`: whether those of a transport have so many connections and no more.
+        """
         self._busy = busy
+        self._limited = limited
+        self._takes = 1  # deliveries begun so far
         self._clock = clock
         self._configuration = configuration
         self._proven: dict[str, dict[Slot, None]] = {}  # by transport, oldest first
@@ -90,17 +102,31 @@ class Slots:
         return len(taken) < limit
 
     def _yields(self, site: Site, rank: int) -> bool:
-        """Whether mail of a lower rank waits elsewhere for the same links, whose connections must not be kept busy."""
+        """Whether another destination is to have the connections of the same links that this one keeps busy."""
+        if not self._limited(site.transport):
+            return False
+        now = self._clock.monotonic()
         return any(
-            other.transport == site.transport and other.waiting and other.rank < rank and self._busy(other)
+            other is not site
+            and other.transport == site.transport
+            and other.waiting
+            and (other.rank < rank or self._overdue(other, site))
+            and other.gate(now) is Gate.OPEN
             for lower, queues in self._queues.items()
-            if lower < rank
+            if lower <= rank
             for queue in queues
             for other in queue
         )
 
+    def _overdue(self, other: Site, site: Site) -> bool:
+        """Whether a destination has waited for long, and for longer than another: of two, one never yields."""
+        waited = self._takes - other.waits_since
+        return waited >= TURN_MESSAGES and (not site.waits_since or other.waits_since < site.waits_since)
+
     def take(self, site: Site) -> Slot:
         """Take one; asked whether it is free before."""
+        self._takes += 1
+        site.waits_since = 0
         now = self._clock.monotonic()
         if not site.proven(now):
             self.trials += 1
@@ -131,6 +157,7 @@ class Slots:
         if site not in queues[turn]:
             self.forget(site)
             queues[turn][site] = None
+        site.waits_since = site.waits_since or self._takes
 
     def forget(self, site: Site) -> None:
         for queues in self._queues.values():
