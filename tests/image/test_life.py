@@ -120,9 +120,11 @@ for place in / /etc /usr /run /run/edgemail /run/edgemail/relay /var /tmp /boot 
 done
 mount -o remount,rw / 2>/dev/null && touch /usr/.probe 2>/dev/null && say "written as 0 in /usr after a remount"
 say "memory $(sed -n 's/^MemTotal: *//p;s/^MemAvailable: *//p' /proc/meminfo | tr '\n' ' ')"
+say "details $(grep -E '^(AnonP|Shmem|SUnr|PageT|KernelS|Percpu|VmallocU|MemF)' /proc/meminfo | tr -s '\n ' ' ')"
+say "modules $(cut -d' ' -f1,2 /proc/modules | tr '\n' ' ')"
 for process in /proc/[0-9]*; do
     name=$(tr '\0' ' ' <"$process/cmdline" 2>/dev/null)
-    rights=$(grep -E '^(Uid|NoNewPrivs|Seccomp|CapBnd):' "$process/status" | tr -s '\n\t ' ' ')
+    rights=$(grep -E '^(Uid|NoNewPrivs|Seccomp|CapBnd|RssAnon):' "$process/status" | tr -s '\n\t ' ' ')
     [ -n "$name" ] && say "process $rights| $name"
 done
 say "the end"
@@ -182,6 +184,7 @@ def test_memory_when_idle(probed: list[str]) -> None:
         int(word) for word in re.findall(r"(\d+) kB", next(x for x in probed if x.startswith("memory")))
     )
     used = (total - available) / 1024
+    print("\n".join(line for line in probed if line.startswith(("details", "process", "modules"))))
     print(f"{used:.1f} MiB of {total / 1024:.0f} used")
     assert used <= IDLE_MIB
 
