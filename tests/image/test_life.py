@@ -199,7 +199,7 @@ def test_the_relay_has_no_rights(probed: list[str]) -> None:
 
 
 def test_small_memory_and_the_time_to_start(image: Path, tmp_path: Path) -> None:
-    """First start with little memory; then the time from U-Boot's start to a durable 250 on a card that has its data."""
+    """First start with little memory; then the time to a durable 250 on a card that has its data."""
     card = Card.flashed(image, tmp_path / "card.img")
     with sink() as smarthost:
         card.put("edgemail.toml", configuration(smarthost.port))
