@@ -124,9 +124,16 @@ def ended(machine: Machine, seconds: float = 300) -> dict[str, object]:
     return found
 
 
+def subjects(relays: Sink) -> list[str]:
+    """Of the mail that the test sent; the box's own notice of a smarthost that is away goes to its administrator."""
+    mine = [one for one in relays.received if "admin@" not in one.rcpt[0]]
+    return sorted(re.findall(rb"Subject: ([^\r]*)", one.content)[-1].decode() for one in mine)
+
+
 def test_a_good_release_keeps_the_mail(card: Card, releases: Releases, relays: Sink) -> None:
     """Mail that waits before the update leaves after it; mail that comes meanwhile is taken."""
     bundle = releases.good().read_bytes()
+    relays.received.clear()
     relays.stop()
     with Machine(card) as machine:
         machine.wait_for(READY, 240)
@@ -146,9 +153,11 @@ def test_a_good_release_keeps_the_mail(card: Card, releases: Releases, relays: S
         relays.start()
         for text in (*waiting[:1], "after the update"):
             send(machine, text)
-        got = relays.wait_for(len(waiting) + 3, 400)
-        subjects = [re.findall(rb"Subject: ([^\r]*)", one.content)[-1].decode() for one in got]
-        assert sorted(subjects) == sorted([*waiting, waiting[0], "during the update", "after the update"])
+        wanted = sorted([*waiting, waiting[0], "during the update", "after the update"])
+        until = time.monotonic() + 400
+        while (got := subjects(relays)) != wanted:
+            assert time.monotonic() < until and len(got) <= len(wanted), got
+            time.sleep(0.5)
     assert state(card).left == {"A": 3, "B": 3}
     assert state(card).order == ("B", "A")
 
