@@ -5,15 +5,16 @@ Wire and bodies are bytes; addresses are `Address` after parsing. Everything her
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum, IntFlag
 
 from edgemail.errors import Kind
 from edgemail.reply import Reply
+from edgemail.value import value
 from edgemail.via import Via
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Address:
     """A mailbox of RFC 5321 4.1.2, as it stood on the wire: case and quoting kept, source route dropped.
 
@@ -68,7 +69,7 @@ class Body(Enum):
     EIGHT_BIT = "8BITMIME"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recipient:
     """One recipient that is not finished. Finished ones leave the envelope."""
 
@@ -81,7 +82,7 @@ class Recipient:
     relay: str = ""  # who said so: "mx.example.com[192.0.2.1]:25" or "none"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Origin:
     """Where a message came from; what the trace header, the log, routing and notices need of it."""
 
@@ -93,7 +94,7 @@ class Origin:
     listener: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Envelope:
     """What the spool keeps beside the body. `id` is 0 until an intake gave one."""
 
@@ -139,7 +140,7 @@ class Disposal(Enum):
     DISCARD = "discard"  # finished without sending (mail to double-bounce@)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Route:
     """Where one recipient goes now. Deliveries to equal routes may share a connection.
 
@@ -161,7 +162,7 @@ class Route:
         return f"{self.transport}:{self.hops[0].lower() if self.hops else self.disposal.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Target:
     """A recipient on its way: `index` into the envelope's recipients, and the address to send to now."""
 
@@ -170,7 +171,7 @@ class Target:
     address: Address  # after routing and completion; the one for RCPT TO
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Delivery:
     """One transaction to be tried: a message, some of its recipients, one route."""
 
@@ -183,7 +184,7 @@ class Delivery:
     connections: int = 0  # that this one may have at once, so that deliveries share them; 0: each has its own
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What became of one target.
 

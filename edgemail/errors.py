@@ -5,10 +5,10 @@ What a peer may read (`reply`, bland) is apart from what is logged (the message 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from edgemail.reply import DISK_FULL, LOCAL_ERROR, SPOOL_FULL, Reply
+from edgemail.value import value
 
 
 class Kind(Enum):
@@ -60,7 +60,7 @@ class SpoolBusy(EdgemailError):
     """Another process holds the spool; the message names it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Problem:
     """One mistake in a configuration: `line` is 1-based, 0 where no line can be named; `hint` says what to do."""
 

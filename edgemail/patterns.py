@@ -9,12 +9,12 @@ import ipaddress
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from edgemail.errors import TableError
+from edgemail.value import value
 from edgemail.watched import logical_lines
 
 MAX_PATTERN: Final = 1024  # limit: characters of one pattern in a regexp or pcre table
@@ -22,7 +22,7 @@ MAX_NESTING: Final = 20  # limit: if blocks inside each other in a pattern table
 ADDRESSES_KNOWN: Final = 128  # limit: texts that are remembered as addresses, or as none; each session asks for a few
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rule:
     """A line of a pattern table. `value` None: an `if`, which when it fails goes on at `beyond`."""
 

@@ -5,12 +5,14 @@ Reply codes: RFC 5321 4.2. Enhanced status codes: RFC 3463, RFC 2034. Replies to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from edgemail.value import value
 
 MAX_REPLY_LINE = 512  # octets with CRLF, RFC 5321 4.5.3.1.5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """One reply. `text` may hold several lines, parted by a newline; `enhanced` is "x.y.z" or "" for none."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
+
+from edgemail.value import value
 
 T = TypeVar("T")
 
@@ -20,7 +22,7 @@ Maps = tuple[TableSpec, ...]
 Names = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Parameter:
     """How one parameter is written. `form` is one of text, bool, int, duration, size, list, maps, choice, path, address."""
 
@@ -52,7 +54,7 @@ GRADES = ("medium", "high")
 CLASSES = ("bounce", "2bounce", "delay", "policy", "protocol", "resource", "software")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Settings:
     """All parameters with their effective values. Field order is the order of `edgemail config`."""
 
@@ -218,7 +220,7 @@ class Settings:
 PARAMETERS: Mapping[str, Parameter] = {f.name: f.metadata["parameter"] for f in dataclasses.fields(Settings)}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Listener:
     """One address to listen on: `settings` are the box's with this listener's own on top."""
 
@@ -230,7 +232,7 @@ class Listener:
     section: str = ""  # its place in the file, for messages: "listener[1]"; "" for the one that no file names
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Health:
     """The `[health]` table: where the status page is served, and to whom."""
 
@@ -240,7 +242,7 @@ class Health:
     networks: Names = ("127.0.0.0/8", "::1/128")  # clients that may ask
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Push:
     """The `[push]` table: whom the box tells how it is, where nobody can ask it. The URLs may hold secrets."""
 
@@ -250,7 +252,7 @@ class Push:
     ca_file: str = ""  # trusted roots, PEM; "" = the system's
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Network:
     """The `[network]` table, for the system image: how the box gets its addresses. A relay on another system ignores it."""
 
@@ -262,14 +264,14 @@ class Network:
     ipv6: str = "auto"  # auto: by router advertisement; off
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimeServers:
     """The `[time]` table, for the system image."""
 
     servers: Names = ("2.debian.pool.ntp.org",)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Update:
     """The `[update]` table, for the system image: where releases come from, and when they may come by themselves."""
 
@@ -284,7 +286,7 @@ LINK_CLASSES = ("fibre", "lte", "satellite")
 ON_UP = ("flush",)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Link:
     """One `[[link]]`: an uplink, how its state is known, and what it is spared. 0 and "" = not set.
 
@@ -315,7 +317,7 @@ class Link:
     bind: bool = True  # its mail keeps to the interface; False: goes as the system routes, and the interface is watched
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Priority:
     """One `[[priority]]`: a class of mail; those that stand first in the file go first."""
 
@@ -323,7 +325,7 @@ class Priority:
     match: Names = ()  # sender:ADDRESS, recipient:@DOMAIN, listener:NAME, header:NAME:VALUE; (): all other mail
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Configuration:
     """A whole configuration file, checked. `transports` holds the settings of each transport that has its own.
 

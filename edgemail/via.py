@@ -9,10 +9,11 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from dataclasses import dataclass
+
+from edgemail.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Via:
     """An uplink by its interface. `addresses`: those of the interface, ready for use."""
 

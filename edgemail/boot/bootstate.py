@@ -11,11 +11,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Protocol
 
 from edgemail.boot.card import SECTOR
 from edgemail.errors import EdgemailError
+from edgemail.value import value
 
 PRIMARY: Final = 64 * SECTOR  # bytes from the card's beginning
 SPARE: Final = 65 * SECTOR
@@ -38,7 +39,7 @@ class StateDamaged(EdgemailError):
     """A sector that holds no state."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BootState:
     """The order in which slots are tried, and how often each still may be. `rest`: variables of others, kept."""
 

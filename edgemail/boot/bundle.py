@@ -20,10 +20,10 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from edgemail.errors import EdgemailError
+from edgemail.value import value
 
 MAGIC: Final = b"EDGEMAIL"
 FORMAT: Final = 1  # of the manifest
@@ -49,7 +49,7 @@ class Stream(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Manifest:
     """What a release says of itself. `serial` rises with each release; `size` and `sha256` are the payload's."""
 

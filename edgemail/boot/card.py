@@ -9,12 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from edgemail.errors import EdgemailError
+from edgemail.value import value
 
 SECTOR: Final = 512
 BLOCK: Final = 1 << 20  # limit: bytes of one request to the card
@@ -32,7 +32,7 @@ class CardRefused(EdgemailError):
     """The card is not as it should be; the message says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Partition:
     """Where it stands, in sectors."""
 

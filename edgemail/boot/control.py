@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 from edgemail.boot.frames import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, MAX_FRAME, MAX_REQUEST, SOCKET_NAME, addressed
 from edgemail.errors import EdgemailError
+from edgemail.value import value
 
 __all__ = ["SOCKET_NAME", "Channel", "ControlServer", "Gone", "Peer", "Refused", "Verb"]
 
@@ -47,7 +47,7 @@ class Gone(Exception):
     """The command at the other end went away, or has stood still for too long. Nobody is left to tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Peer:
     """Who is at the other end, as the kernel says (SO_PEERCRED)."""
 
@@ -71,6 +71,8 @@ class Channel:
 
     async def say(self, data: Mapping[str, Any]) -> None:
         """Write one line of the answer and wait until the reader keeps up."""
+        import json
+
         self.writer.write(
             json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
         )
@@ -121,6 +123,8 @@ def _length(line: bytes) -> int:
 
 def parse(line: bytes) -> dict[str, Any]:
     """A JSON object from a line; Refused for anything else."""
+    import json
+
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -133,7 +137,7 @@ def parse(line: bytes) -> dict[str, Any]:
 Run = Callable[[dict[str, Any], Channel], Awaitable[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verb:
     """What a request may ask for: `run` answers with the members of the last line; `owner`: not for everybody."""
 

@@ -17,6 +17,7 @@ from typing import Final
 from edgemail.boot import card
 from edgemail.boot.card import BlockCard, CardRefused, Partition
 from edgemail.boot.places import Places, Run
+from edgemail.value import value
 
 LABEL: Final = "edgemail-data"
 INODES: Final = 8192  # limit: files on the data partition; a spool has a dozen
@@ -44,7 +45,7 @@ class Data:
         return self.state not in ("damaged", "missing")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reset:
     """What a file on the boot partition asks for. `word` "" = nothing that is known."""
 

@@ -7,10 +7,11 @@ Reads envelopes; changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from edgemail.envelope import Envelope, Recipient, queue_id
+from edgemail.value import value
 
 ACTIVE: Final = "active"  # a delivery is under way
 INCOMING: Final = "incoming"  # not tried yet
@@ -23,7 +24,7 @@ MAX_ID: Final = 2**64 - 1
 Site = Callable[[Envelope, Recipient], str]  # the site a recipient's mail goes to now, "" where it cannot be told
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """One recipient that is not finished."""
 
@@ -41,7 +42,7 @@ class Waiting:
         return self.address.rpartition("@")[2].lower() if "@" in self.address else ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """One message; the first six names are those of `postqueue -j`. Times are wall clock seconds, 0 for none."""
 
@@ -147,7 +148,7 @@ def parse_id(text: str) -> int:
     return int(text, 16)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Selection:
     """Which messages a command is about: all filters that are given must fit. Nothing given fits everything."""
 

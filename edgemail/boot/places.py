@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from edgemail.value import value
 
 logger = logging.getLogger("edgemail.boot")
 
@@ -16,7 +17,7 @@ SECRETS: Final = "secrets"  # beside a configuration: a file for each secret in 
 MAX_SAID: Final = 2000  # limit: characters of what a program says that are kept
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ran:
     """How a program ended: its exit code (-1: it could not be run, or not to its end) and what it said."""
 
@@ -27,7 +28,7 @@ class Ran:
 Run = Callable[[Sequence[str], float], Ran]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Places:
     """The box's paths; a test has others."""
 

@@ -21,6 +21,7 @@ from typing import Final
 from edgemail.boot.places import SECRETS
 from edgemail.errors import ConfigurationError, Problem
 from edgemail.settings import Configuration, Network, TimeServers, Update
+from edgemail.value import value
 
 NAME: Final = "edgemail.toml"
 CURRENT: Final = "current"
@@ -38,7 +39,7 @@ FIXED: Final = ("queue_directory", "mail_owner")
 HEALTH: Final = '[health]\naddress = "*"\nport = 80\nnetworks = ["$mynetworks"]\n'
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Source:
     """The file as it was found: its text, and how to write it back byte by byte."""
 
@@ -61,7 +62,7 @@ class Outcome:
     configured: bool = False  # a configuration is in force, this one or one from before
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Facts:
     """What the box itself needs of a configuration, which takes a board seconds to read and check."""
 
@@ -319,8 +320,8 @@ class Plan:
     def _references(self, data: object, given: dict[str, int]) -> Iterator[Problem]:
         """Files among the secrets that are named and were not given."""
         place = SECRETS + "/"
-        for key, value in _strings(data, ""):
-            path = value.partition(":")[2] if ":" in value else value
+        for key, text in _strings(data, ""):
+            path = text.partition(":")[2] if ":" in text else text
             name = path.removeprefix(place)
             if path.startswith(place) and name not in self.parted.files and not key.startswith("secrets."):
                 line = given.get(key, 0)

@@ -6,7 +6,6 @@ mail that waits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,6 +87,8 @@ def _long(at: float, now: float) -> str:
 
 def show(path: str | None, *, as_json: bool) -> str:
     """Ask the daemon; what to print. Raises Failure."""
+    import json
+
     from edgemail.boot.client import Office
 
     found = {"now": 0.0, "routes": [], "links": [], **Office.of(path).ask({"verb": "routes"})}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ from edgemail.boot import bootstate, card
 from edgemail.boot.bootstate import ATTEMPTS, SLOTS, BootState, StateDamaged
 from edgemail.boot.bundle import Bundle, BundleRefused, Manifest
 from edgemail.errors import EdgemailError
+from edgemail.value import value
 
 RELEASE_FILE: Final = "/usr/lib/edgemail/release"
 PARTITION: Final = {"A": 2, "B": 3}
@@ -27,7 +27,7 @@ class UpdateRefused(EdgemailError):
     """The update cannot be done now; the message says why. The box starts as it would have."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """What runs: the release file of the image."""
 
@@ -54,7 +54,7 @@ class Release:
             raise UpdateRefused(f"this is not a system image of edgemail: {path}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Slots:
     """The slots of one card. `running`: the one that the system was started from."""
 

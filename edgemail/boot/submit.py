@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from edgemail.boot.control import Refused
@@ -21,6 +20,7 @@ from edgemail.relay.receive.heading import Heading
 from edgemail.relay.wire.dot import LegacyChunkDecoder
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Spool
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.pickup")
 cleanup_log = logging.getLogger("edgemail.cleanup")
@@ -47,7 +47,7 @@ def address(text: object) -> Address:
     return Address(found["local"], found["domain"] or "")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Submission:
     """The envelope that sendmail gives."""
 

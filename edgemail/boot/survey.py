@@ -11,12 +11,13 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.spool.verbs import Spool
+from edgemail.value import value
 
 if TYPE_CHECKING:
     from edgemail.boot.entries import Entry, Site
@@ -29,7 +30,7 @@ SHOWN: Final = 40  # limit: causes that the page lists; the rest is counted toge
 AGES: Final = 10  # columns of qshape
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Queue:
     """One look at the queue. Times are wall clock, 0.0 for none."""
 

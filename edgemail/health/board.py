@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Any
 
 from edgemail.clock import Clock
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.health")
 
@@ -27,7 +28,7 @@ class State(IntEnum):
     FAILED = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Condition:
     """One component now. `reason` is a word for programs, `message` a sentence for people; both "" when all is well.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import resource
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from typing import Final
 from edgemail.clock import Clock
 from edgemail.health.board import Condition, State
 from edgemail.reply import Reply
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.health")
 
@@ -137,7 +137,7 @@ SENTENCES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Memory:
     """One reading, in bytes. `limit`: what the process may use at most (cgroup or machine); `stall`: PSI some avg10."""
 

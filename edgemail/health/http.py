@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from edgemail.settings import Health
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.health")
 
@@ -48,7 +48,7 @@ REASONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """One request, parsed. Header names are in lower case; `trusted`: it bears the token."""
 
@@ -62,7 +62,7 @@ class Request:
     stream: asyncio.StreamReader | None = None  # where the content is to be read, `length` bytes, if the page does that
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """One answer; `extra` are further header fields."""
 
@@ -72,7 +72,7 @@ class Answer:
     extra: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Page:
     """What stands at one path."""
 
@@ -92,6 +92,8 @@ class Refused(Exception):
 
 
 def as_json(code: int, value: Any) -> Answer:
+    import json
+
     return Answer(code, json.dumps(value, indent=1).encode() + b"\n", "application/json")
 
 

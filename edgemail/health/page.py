@@ -5,16 +5,15 @@ Owns what each path answers; the values come from callables that boot.serve pass
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from edgemail.health import metrics
 from edgemail.health.board import Board
 from edgemail.health.http import Answer, Page, Request, as_json
+from edgemail.value import value
 
 # Everything from this box and nothing from elsewhere; the page's own style stands in it.
 POLICY: Final = (
@@ -27,7 +26,7 @@ VERBS: Final = ("flush", "hold", "release", "delete", "test", "conversation")
 Act = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]  # verb, request -> what was done
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sources:
     """Where the answers come from. `alive` and `ready` return "" when well, else the sentence that says why not."""
 
@@ -57,6 +56,8 @@ def pages(sources: Sources) -> dict[str, Page]:
 
     def exposition(request: Request) -> Answer:
         sources.refresh()
+        from edgemail.health import metrics
+
         kind, text = metrics.render("application/openmetrics-text" in request.headers.get("accept", ""))
         return Answer(200, text, kind)
 
@@ -87,6 +88,8 @@ def _action(act: Act, verb: str) -> Callable[[Request], Awaitable[Answer]]:
         if (refused := foreign(request)) is not None:
             return refused
         try:
+            import json
+
             value = json.loads(request.content or b"{}")
         except ValueError:
             value = None

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from edgemail.errors import SpoolDamaged
 from edgemail.spool import layout
 from edgemail.spool.layout import JournalMark
+from edgemail.value import value
 
 BLOCK: Final = 4096  # what the medium writes at once, and loses at once
 LARGEST_BODY: Final = 61_440  # limit: octets of a message that goes through the journal; docs/adr/0021 says why
@@ -36,7 +37,7 @@ _UPDATE: Final = struct.Struct(">BQI")  # 2, id, length of the fields
 _REMOVE: Final = struct.Struct(">BQ")  # 3, id
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """What one record does: a message comes (mail, envelope record, body), others are rewritten, others end."""
 

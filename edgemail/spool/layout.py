@@ -10,12 +10,12 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from edgemail.envelope import NULL_SENDER, Address, Body, Envelope, Notify, Origin, Recipient, Ret
 from edgemail.errors import Kind, SpoolDamaged
 from edgemail.spool.verbs import Damaged
+from edgemail.value import value
 
 FORMAT: Final = 1  # of the spool as a whole; raised whenever an older release could misread what a newer one wrote
 FORMAT_WITH_JOURNAL: Final = 2  # while mail may stand in the journal, which format 1 does not know
@@ -295,7 +295,7 @@ _BY_TAG: Final = {field.tag: field for field in _FIELDS}
 # The envelope record.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Head:
     """What the envelope record says of the body: its bytes, the chunks they stand in, their CRC-32."""
 
@@ -375,7 +375,7 @@ def read_note(id: int, record: bytes) -> Damaged:
 # The meta record.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JournalMark:
     """What LMDB knows of the journal while it is open; journal_layout says what epochs, numbers and salts are.
 
@@ -390,7 +390,7 @@ class JournalMark:
     salts: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Meta:
     """What the spool knows of itself.
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from edgemail.errors import SpoolDamaged, SpoolError
 from edgemail.spool import layout
+from edgemail.value import value
 
 DAMAGES_NAMED: Final = 20  # limit: damaged pages of the spool's file that are named one by one
 MAX_DEPTH: Final = 32  # limit: levels of a tree in the spool's file, LMDB's CURSOR_STACK
@@ -38,7 +38,7 @@ _TREE: Final = struct.Struct(
 _LAST: Final = struct.Struct("=QQ")  # last page, transaction
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Meta:
     """A meta page: where the trees begin."""
 
@@ -49,7 +49,7 @@ class Meta:
     transaction: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Node:
     """One entry of a leaf: a value of its own, or the first of its overflow pages."""
 

@@ -7,7 +7,6 @@ may be repeated: a batch that failed is tried again in parts, and what was half 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged, SpoolError
@@ -15,9 +14,10 @@ from edgemail.spool import layout
 from edgemail.spool.environment import Transaction
 from edgemail.spool.layout import Head
 from edgemail.spool.verbs import Change, Damaged
+from edgemail.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Edit:
     """A `Change` made ready on the loop's thread: the writer's handles bytes alone."""
 
@@ -35,7 +35,7 @@ class Edit:
         return cls(tuple((e.id, layout.fields_of(e)) for e in change.update), change.remove, at)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Found:
     """What a hop over the keys of one id found; `parts` are its chunks from the first on without a gap."""
 
@@ -44,7 +44,7 @@ class Found:
     parts: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tail:
     """The end of a message: its chunks from number `first` on, and what the envelope will say of the whole body."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from edgemail.spool import journal_file, journal_layout, layout, records
 from edgemail.spool.environment import Environment, Transaction
 from edgemail.spool.journal_layout import Leaf, Scan
 from edgemail.spool.layout import JournalMark, Meta
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.spool")
 
@@ -25,7 +26,7 @@ MOVE_BYTES: Final = 1 << 20  # limit: bytes that one transaction moves from the 
 PEEKS: Final = 5  # limit: times that a journal is read anew because the relay moved mail meanwhile
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Replayed:
     """What the start found in the journal: messages that were moved, and what is lost, in words."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.clock import Clock
@@ -19,6 +18,7 @@ from edgemail.errors import DiskFull, SpoolError, SpoolFull
 from edgemail.reply import DISK_FULL, SPOOL_FULL, Reply
 from edgemail.spool.environment import Environment
 from edgemail.spool.verbs import Room
+from edgemail.value import value
 
 RESERVE: Final = 8 << 20  # limit: bytes kept for removals when the spool is full, or RESERVE_SHARE
 RESERVE_SHARE: Final = 10  # limit: the reserve is never more than this part (1/10) of the spool
@@ -40,7 +40,7 @@ def admission(room: Room, size: int, message_size_limit: int, minfree: int) -> R
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Figures:
     """One look at the spool: bytes."""
 

@@ -7,13 +7,13 @@ event loop's thread; writes are done by the writer's thread and awaited here. No
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from edgemail.envelope import Envelope
+from edgemail.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Change:
     """What one transaction changes: applied whole or not at all.
 
@@ -26,7 +26,7 @@ class Change:
     remove: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Damaged:
     """A quarantined record: the id it stood under, when (wall clock) and why."""
 
@@ -35,7 +35,7 @@ class Damaged:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Room:
     """Bytes that can still be stored: the smaller of the file system's and the map's; `inodes` free (-1 unknown).
 

@@ -31,6 +31,7 @@ from edgemail.spool.journal import Journal
 from edgemail.spool.journal_layout import Entry
 from edgemail.spool.register import Register
 from edgemail.spool.space import Space
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.spool")
 
@@ -66,7 +67,7 @@ class Tally:
     largest: int = field(default=0)  # jobs in one transaction
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Vitals:
     """How the writer does, for those who watch it. Seconds; 0.0 where nothing is under way."""
 

@@ -14,7 +14,8 @@ from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Envelope, Ret
 from edgemail.relay.queue import dsn
 from edgemail.relay.queue.bounce import Bounces
-from edgemail.relay.queue.dsn import Form, Reported
+from edgemail.relay.queue.dsn import Form
+from edgemail.relay.queue.settle import Reported
 from edgemail.settings import Settings
 from edgemail.spool.memory import MemorySpool
 from edgemail.spool.verbs import Change

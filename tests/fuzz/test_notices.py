@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from edgemail.envelope import Address, Notify, Recipient, Ret
 from edgemail.relay.queue import dsn
-from edgemail.relay.queue.dsn import Form, Reported
+from edgemail.relay.queue.dsn import Form
+from edgemail.relay.queue.settle import Reported
 from edgemail.reply import Reply
 from tests.fuzz.notices import FORMS, judge_notice
 from tests.fuzz.seeds import bounded

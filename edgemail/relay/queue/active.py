@@ -19,6 +19,7 @@ from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.sites import OWN_SIDE, Site
 from edgemail.relay.queue.waiting import Flag, rank
 from edgemail.reply import Reply
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.qmgr")
 
@@ -28,7 +29,7 @@ NOT_ROUTED: Final = Reply(451, "4.3.5", "local trouble while routing; see the lo
 NO_OUTCOME: Final = Reply(451, "4.3.0", "local trouble while sending; see the log")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Part:
     """What one delivery takes."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from edgemail.clock import Clock
@@ -17,16 +17,18 @@ from edgemail.dates import date
 from edgemail.envelope import NULL_SENDER, Address, Body, Envelope, Recipient, Ret, queue_id
 from edgemail.errors import SpoolError
 from edgemail.relay.queue import dsn
-from edgemail.relay.queue.dsn import Form, Reported
+from edgemail.relay.queue.dsn import Form
+from edgemail.relay.queue.settle import Reported
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Intake, Spool
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.bounce")
 
 END_OF_HEADER: Final = b"\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Notice:
     """One notice to be written."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.dates import date
-from edgemail.envelope import Address, Envelope, Recipient
-from edgemail.reply import Reply
+from edgemail.envelope import Address, Envelope
+from edgemail.relay.queue.settle import Reported
 from edgemail.settings import Settings
+from edgemail.value import value
 
 WIDTH: Final = 78  # RFC 5322 2.1.1
 MAX_WORD: Final = 900  # limit: octets of a word in a notice that stay on one line, RFC 5322 2.1.1
@@ -25,7 +25,7 @@ _HEX: Final = re.compile(rb"\+([0-9A-F]{2})")
 _EMBEDDED: Final = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Form:
     """One kind of notice."""
 
@@ -80,18 +80,6 @@ DELAY_COPY: Final = Form(
     ("mail is delayed; it will be tried again until {until}. This copy of the warning is for the postmaster.",),
     "Delayed Message",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """One recipient of which a notice speaks. `reply` None: nobody said anything, the time was over."""
-
-    recipient: Recipient
-    status: str  # RFC 3463
-    text: str  # as mailq shows it
-    reply: Reply | None = None
-    relay: str = "none"
-    remote: bool = False
 
 
 def clean(text: str) -> str:

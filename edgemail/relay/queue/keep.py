@@ -7,7 +7,7 @@ still, except for mail on demand where `lifetime_counts = "wall"`: then what nob
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from edgemail.envelope import Envelope, Outcome
@@ -16,11 +16,12 @@ from edgemail.relay.queue.link import Links, State, Uplink
 from edgemail.relay.queue.priority import Priorities
 from edgemail.relay.queue.sites import Site, SiteStatus
 from edgemail.settings import Configuration
+from edgemail.value import value
 
 ON_DEMAND = "deferred transport"  # Postfix's words
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Kept:
     """Why a part of a message is not tried."""
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail.envelope import Envelope, Notify, queue_id
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
-from edgemail.relay.queue import dsn
 from edgemail.relay.queue.active import Active
-from edgemail.relay.queue.bounce import Bounces
 from edgemail.relay.queue.notices import Notices
-from edgemail.relay.queue.settle import Settlement, Settling, reported, wants
+from edgemail.relay.queue.settle import Reported, Settlement, Settling, reported, wants
 from edgemail.spool.verbs import Change, Spool
+
+if TYPE_CHECKING:
+    from edgemail.relay.queue.bounce import Bounces
 
 log = logging.getLogger("edgemail.qmgr")
 bounce_log = logging.getLogger("edgemail.bounce")
@@ -35,7 +36,7 @@ class Ledger:
     def __init__(
         self,
         spool: Spool,
-        bounces: Bounces,
+        bounces: Callable[[], Bounces],
         notices: Notices,
         *,
         settling: Callable[[], Settling],
@@ -137,7 +138,9 @@ class Ledger:
         ]
         if relayed and active.envelope.sender:
             try:
-                self._accepted(await self._bounces.report(dsn.RELAYED, active.envelope, relayed, change))
+                from edgemail.relay.queue import dsn
+
+                self._accepted(await self._bounces().report(dsn.RELAYED, active.envelope, relayed, change))
             except (SpoolFull, SpoolDamaged, KeyError) as error:  # that it went out has to be kept all the same
                 log.warning("warning: %s: no report of success: %s", active.envelope.queue_id, error)
                 await self._spool.apply(change, lazy=True)
@@ -177,7 +180,9 @@ class Ledger:
         """Keep what stays, and say that it is late to those who want to hear it."""
         if result.delayed:
             try:
-                made = await self._bounces.report(
+                from edgemail.relay.queue import dsn
+
+                made = await self._bounces().report(
                     dsn.DELAYED, envelope, result.delayed, _change(final), until=result.until
                 )
             except (SpoolDamaged, KeyError) as error:
@@ -188,8 +193,10 @@ class Ledger:
                 return
         await self._spool.apply(_change(final), lazy=True)
 
-    async def _returned(self, active: Active, result: Settlement, failed: list[dsn.Reported], change: Change) -> None:
+    async def _returned(self, active: Active, result: Settlement, failed: list[Reported], change: Change) -> None:
         """Finish recipients that have failed, and tell who is to be told in the same transaction."""
+        from edgemail.relay.queue import dsn
+
         envelope = active.envelope
         if result.expired:
             log.info("%s: from=<%s>, status=expired, returned to sender", envelope.queue_id, envelope.sender)
@@ -199,14 +206,14 @@ class Ledger:
             to = self._notices.doubles()
             bounce_log.info("%s: undeliverable, and has no sender to return to", envelope.queue_id)
             if to:
-                made = await self._bounces.copy(dsn.COPY, envelope, result.failed, change, recipient=to)
+                made = await self._bounces().copy(dsn.COPY, envelope, result.failed, change, recipient=to)
                 self._accepted(made)
                 return
         elif failed:
             if not active.copied:  # before, for afterwards there may be nothing left to copy from
                 active.copied = True
                 await self._notices.copies("bounce", dsn.COPY, envelope, failed)
-            self._accepted(await self._bounces.report(dsn.FAILED, envelope, failed, change))
+            self._accepted(await self._bounces().report(dsn.FAILED, envelope, failed, change))
             return
         await self._spool.apply(change, lazy=True)
 

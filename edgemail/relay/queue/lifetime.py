@@ -8,19 +8,19 @@ message. With a clock that is not trusted nothing expires. Pure and synchronous.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.clock import RELEASE_DATE, Clock
 from edgemail.envelope import Envelope, Recipient
 from edgemail.relay.queue.sites import JITTER, OWN_SIDE
 from edgemail.settings import Settings
+from edgemail.value import value
 
 JUMP: Final = 30.0  # limit: seconds by which wall and monotonic clock may part before it counts as a jump
 JUMPS: Final = 32  # limit: jumps of the wall clock that are remembered; the oldest are forgotten
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Span:
     """A time without a jump: from `start` (monotonic), while wall - monotonic was `offset`."""
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from edgemail.clock import Clock
 from edgemail.relay.queue.window import Window, is_open, next_change, parse_window
 from edgemail.settings import Configuration, Link
+from edgemail.value import value
 from edgemail.via import Via
 
 log = logging.getLogger("edgemail.link")
@@ -41,7 +42,7 @@ class State(Enum):
     SPENT = "spent"  # it works, but has carried what it may
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkStatus:
     """One link as the status shows it. `since` is wall clock; budgets of 0 are none."""
 

@@ -13,8 +13,10 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.link")
 
@@ -42,7 +44,7 @@ _IFADDR: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope,
 _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Interface:
     """One interface as the kernel has it. `carrier`: it is switched on and the other end of the cable is there."""
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Address, Disposal, Envelope, Recipient, Route
 from edgemail.errors import EdgemailError
-from edgemail.relay.queue import dsn
-from edgemail.relay.queue.bounce import Bounces, notice_sender
-from edgemail.relay.queue.dsn import Reported
+from edgemail.relay.queue.settle import Reported
 from edgemail.relay.queue.sites import Site
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change
+
+if TYPE_CHECKING:
+    from edgemail.relay.queue.bounce import Bounces
+    from edgemail.relay.queue.dsn import Form
 
 log = logging.getLogger("edgemail.bounce")
 
@@ -32,7 +34,7 @@ class Notices:
 
     def __init__(
         self,
-        bounces: Bounces,
+        bounces: Callable[[], Bounces],
         clock: Clock,
         settings: Callable[[], Settings],
         *,
@@ -87,7 +89,7 @@ class Notices:
         self._send("route", settings.notice_recipient, f"Mail route pauses: {site.name}", text, told)
 
     async def copies(
-        self, cls: str, form: dsn.Form, envelope: Envelope, reported: Sequence[Reported], until: float = 0.0
+        self, cls: str, form: Form, envelope: Envelope, reported: Sequence[Reported], until: float = 0.0
     ) -> None:
         """The postmaster's copy of what a sender was told (classes bounce and delay)."""
         settings = self._settings()
@@ -95,7 +97,7 @@ class Notices:
         if cls not in settings.notify_classes or not self._may(cls, to, ""):
             return
         try:
-            made = await self._bounces.copy(form, envelope, reported, Change(), recipient=to, until=until)
+            made = await self._bounces().copy(form, envelope, reported, Change(), recipient=to, until=until)
         except (EdgemailError, KeyError) as error:
             log.warning("warning: %s: no copy for the postmaster: %s", envelope.queue_id, error)
         else:
@@ -106,9 +108,14 @@ class Notices:
         settings = self._settings()
         return settings.double_bounce_notice_recipient if "2bounce" in settings.notify_classes else ""
 
+    def _sender(self) -> Address:
+        from edgemail.relay.queue.bounce import notice_sender
+
+        return notice_sender(self._settings())
+
     def is_notice(self, envelope: Envelope) -> bool:
         """Whether a message is a notice to the postmaster: nothing is ever said about it."""
-        return bool(envelope.sender) and (envelope.bounce or envelope.sender.key == notice_sender(self._settings()).key)
+        return bool(envelope.sender) and (envelope.bounce or envelope.sender.key == self._sender().key)
 
     def _send(self, cls: str, to: str, subject: str, text: str, told: Callable[[], None] | None = None) -> None:
         if self._may(cls, to, subject):
@@ -116,7 +123,7 @@ class Notices:
 
     async def _write(self, to: str, subject: str, text: str, told: Callable[[], None] | None) -> None:
         try:
-            made = await self._bounces.note(to, subject, text)
+            made = await self._bounces().note(to, subject, text)
         except EdgemailError as error:
             log.warning("warning: no notice to <%s> (%s): %s", to, subject, error)
         else:
@@ -147,7 +154,7 @@ class Notices:
     def _held(self, to: str) -> bool:
         """Whether mail for a recipient only waits for a person."""
         recipient = Recipient(Address.of(to))
-        envelope = Envelope(0, notice_sender(self._settings()), (recipient,), bounce=True)
+        envelope = Envelope(0, self._sender(), (recipient,), bounce=True)
         try:
             return self._route(envelope, recipient)[0].disposal is Disposal.HOLD
         except Exception:  # a delivery will say what is wrong

@@ -7,7 +7,6 @@ cut in between costs a second notice, never the only one. Without a directory it
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Callable, Coroutine
@@ -53,6 +52,8 @@ class Pauses:
             return {}
         try:
             with self._path.open("rb") as file:
+                import json
+
                 found = json.loads(file.read(MAX_FILE))
         except FileNotFoundError:
             return {}
@@ -69,6 +70,8 @@ class Pauses:
             self._spawn(self._write(self._path))
 
     async def _write(self, path: Path) -> None:
+        import json
+
         try:
             while self._dirty:
                 self._dirty = False

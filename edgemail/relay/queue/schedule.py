@@ -8,18 +8,18 @@ anew over the same spool at any moment.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.errors import Kind
 from edgemail.relay.queue.active import Router, domains
-from edgemail.relay.queue.bounce import Bounces
 from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch
 from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.keep import Keep
@@ -36,6 +36,9 @@ from edgemail.relay.queue.timers import Timers
 from edgemail.relay.queue.waiting import Flag, Line, Stand, Waiting, ranked
 from edgemail.settings import Configuration, Settings
 from edgemail.spool.verbs import Spool
+
+if TYPE_CHECKING:
+    from edgemail.relay.queue.bounce import Bounces
 
 log = logging.getLogger("edgemail.qmgr")
 
@@ -77,13 +80,12 @@ class Scheduler:
         self._old = 0  # messages with lower ids were there at the start; 0 = not known yet
         self._stopping = False
         self._wakes = 0  # asked for since the last time that what is kept was woken whole
-        bounces = Bounces(spool, clock, self._settings, random)
         self._pauses = Pauses(directory, self._spawn)
         self._all_sites = Sites(clock, configuration, random, self._pauses.since)
         self._keep = Keep(configuration, links)
         self._slots = Slots(clock, configuration, self._keep.busy, self._keep.limited)
         self._notices = Notices(
-            bounces,
+            self._bounces,
             clock,
             self._settings,
             route=route,
@@ -92,7 +94,7 @@ class Scheduler:
         )
         self._ledger = Ledger(
             spool,
-            bounces,
+            self._bounces,
             self._notices,
             settling=self._settling,
             accepted=self.accepted,
@@ -130,6 +132,13 @@ class Scheduler:
     def __len__(self) -> int:
         """Messages known: waiting, new and in hand; not those on hold."""
         return len(self._waiting) + len(self._arrivals) + len(self._dispatch.active)
+
+    @functools.cache  # noqa: B019 - one scheduler lives as long as the process
+    def _bounces(self) -> Bounces:
+        """The writer of notices: loaded with the first of them."""
+        from edgemail.relay.queue.bounce import Bounces
+
+        return Bounces(self._spool, self._clock, self._settings, self._random)
 
     def _settings(self) -> Settings:
         return self._configuration.settings

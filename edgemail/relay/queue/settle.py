@@ -8,24 +8,37 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope, Notify, Outcome, Recipient
 from edgemail.errors import Kind
 from edgemail.relay.queue.active import Active
-from edgemail.relay.queue.dsn import Reported
 from edgemail.relay.queue.lifetime import Lifetime, Timeline, backoff, jittered, stopped, used
 from edgemail.relay.queue.sites import OWN_SIDE
+from edgemail.reply import Reply
 from edgemail.settings import Settings
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.qmgr")
 
 MAX_REASON: Final = 1000  # limit: characters of the reason that is kept with a recipient
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class Reported:
+    """One recipient of which a notice speaks. `reply` None: nobody said anything, the time was over."""
+
+    recipient: Recipient
+    status: str  # RFC 3463
+    text: str  # as mailq shows it
+    reply: Reply | None = None
+    relay: str = "none"
+    remote: bool = False
+
+
+@value
 class Settlement:
     """The result. `envelope` is what stays, without recipients when nothing does."""
 

@@ -18,6 +18,7 @@ from edgemail.envelope import Outcome, Route
 from edgemail.errors import Kind
 from edgemail.relay.queue.waiting import Line
 from edgemail.settings import Configuration, Settings
+from edgemail.value import value
 
 MAX_SITES: Final = 10_000  # limit: destinations remembered; those that were idle longest are forgotten
 FORGETTING: Final = 64  # limit: of those, how many are looked at to find one that may be forgotten
@@ -35,7 +36,7 @@ class Gate(Enum):
     DEAD = "dead"  # none before its time
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SiteStatus:
     """One destination as the status shows it. `since` and `next_probe` are wall clock, 0.0 for none."""
 

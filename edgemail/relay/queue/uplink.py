@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -247,6 +246,8 @@ class Uplinks:
     def _read(self) -> dict[str, object]:
         try:
             with self._path.open("rb") as file:
+                import json
+
                 found = json.loads(file.read(MAX_FILE))
         except FileNotFoundError:
             return {}
@@ -258,6 +259,8 @@ class Uplinks:
     async def _save(self) -> None:
         if not self._links.dirty:
             return
+        import json
+
         self._links.dirty = False
         text = json.dumps(self._links.accounts()) + "\n"
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from edgemail.value import value
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MINUTES: Final = 24 * 60
@@ -16,7 +17,7 @@ _WINDOW: Final = re.compile(r"(?:(?P<days>[A-Za-z,\s-]+?)\s+)?(?P<hours>\d{1,2}:
 _HOURS: Final = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Window:
     """Open from `begins` up to `ends`, minutes of the day, on `days` (0 = Monday). Past midnight if it ends first."""
 

@@ -17,11 +17,12 @@ import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from edgemail.relay.wire.extensions import CRAM_MD5
+from edgemail.value import value
 from edgemail.watched import Watched, read_text
 
 log = logging.getLogger("edgemail.smtpd")
@@ -39,7 +40,7 @@ LENGTH: Final = 32
 # ---- exchanges
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Login:
     """What a client wants to be taken for."""
 
@@ -50,7 +51,7 @@ class Login:
         return f"Login({self.user!r})"  # never the password, not in a traceback either
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Digest:
     """What a client wants to be taken for, proven by CRAM-MD5 (RFC 2195): the password itself was not said."""
 
@@ -125,7 +126,7 @@ def _cram(challenge: bytes, response: bytes) -> Digest | None:
 # ---- passwords
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recoverable:
     """A password as the file keeps it for CRAM-MD5: as it is."""
 
@@ -145,7 +146,7 @@ class Recoverable:
         return hmac.compare_digest(hmac.new(self.password, challenge, "md5").hexdigest(), digest)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hashed:
     """A password as the file keeps it."""
 

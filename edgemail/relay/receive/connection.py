@@ -15,10 +15,10 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from edgemail.relay.receive.later import imported_when_called
+from edgemail.later import imported_when_used
 from edgemail.relay.receive.tls import RECEIVE_SIZE
 
-with imported_when_called():
+with imported_when_used("email._header_value_parser", "aiosmtpd.proxy_protocol", "attr", "public"):
     from aiosmtpd.smtp import SMTP
 
 READ_AHEAD: Final = RECEIVE_SIZE  # limit: bytes held of a session that is busy; past it the socket is paused

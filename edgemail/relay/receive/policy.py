@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from edgemail.relay.wire.grammar import looks_like_routing
 from edgemail.reply import Reply
 from edgemail.settings import Settings
 from edgemail.tables import DomainList, NetworkList, Tables
+from edgemail.value import value
 from edgemail.watched import Monotonic
 
 STANDARD_NAMES: Final = frozenset({"postmaster", "root", "abuse", "mailer-daemon"})  # RFC 2142, RFC 5321 4.5.1
@@ -89,7 +89,7 @@ class Standing(Enum):
     OTHER = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Client:
     """Who asks: an IP address without scope, and the login, "" for none."""
 

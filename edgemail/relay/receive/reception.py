@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from edgemail.clock import Clock
@@ -12,6 +11,7 @@ from edgemail.envelope import Address, Envelope, Route
 from edgemail.reply import Reply
 from edgemail.settings import Configuration
 from edgemail.spool.verbs import Intakes
+from edgemail.value import value
 
 
 class Turning(Protocol):
@@ -24,7 +24,7 @@ class Turning(Protocol):
         """Nothing comes of it, or it is over: another may ask for this mail. Safe to call twice."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reception:
     """Everything that a session needs from outside; `boot.serve` fills it in."""
 

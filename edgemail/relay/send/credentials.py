@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from edgemail.errors import TableError
 from edgemail.relay.send.hop import Hop, parse_hop
 from edgemail.settings import Configuration, Maps
 from edgemail.tables import LITERAL_TYPES, PATTERN_TYPES, Tables
+from edgemail.value import value
 from edgemail.watched import Monotonic
 
 log = logging.getLogger("edgemail.smtp")
@@ -26,7 +27,7 @@ log = logging.getLogger("edgemail.smtp")
 MAX_VERDICTS: Final = 50  # limit: next hops of which it is remembered what became of the last login
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """What a next hop said of the last login. `refusal` "": it was taken. `at`: monotonic."""
 
@@ -35,7 +36,7 @@ class Verdict:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Login:
     """A user and a password for one next hop; `record` is told what became of them."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -33,6 +32,7 @@ from edgemail.relay.wire.client import Phase
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Maps, Settings
 from edgemail.spool.verbs import Spool
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.smtp")
 
@@ -64,7 +64,7 @@ class Credentials(Protocol):
         """Take a new configuration. Raises TableError, and then keeps the old one."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Hop:
     """The next hop that is being tried."""
 

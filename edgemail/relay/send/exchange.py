@@ -12,7 +12,6 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.envelope import Address, Envelope, Target
@@ -24,13 +23,14 @@ from edgemail.relay.wire.client import Answer, Client, Phase
 from edgemail.relay.wire.transaction import Burden, Transaction
 from edgemail.reply import Reply
 from edgemail.settings import Settings
+from edgemail.value import value
 
 WRITE_SIZE: Final = 65_536  # limit: octets of content gathered before they are written; a small message is one write
 BURST: Final = 131_072  # limit: octets of content written before others on the loop have their turn
 UNDER_WAY: Final = 64  # limit: messages on their way at once over one connection
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Peer:
     """The server at the other end."""
 

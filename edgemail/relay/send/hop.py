@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.domain import ascii_domain
 from edgemail.patterns import parse_address
+from edgemail.value import value
 
 TURNED: Final = "(atrn)"  # the transport of mail that goes over connections which its recipients' side made
 SERVICES: Final = {"smtp": 25, "smtps": 465, "submissions": 465, "submission": 587}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hop:
     """One next hop. `host`: a name in A-labels, or an address without brackets. `mx`: by MX where there is one."""
 

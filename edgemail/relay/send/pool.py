@@ -5,8 +5,9 @@ Each verb returns at once, and what it returns is for the caller to close. Nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
+
+from edgemail.value import value
 
 IDLE_CONNECTIONS: Final = 100  # limit: idle connections kept in all
 IDLE_FOR_ONE: Final = 20  # limit: idle connections kept for one next hop; default_destination_concurrency_limit
@@ -14,7 +15,7 @@ IDLE_FOR_ONE: Final = 20  # limit: idle connections kept for one next hop; defau
 C = TypeVar("C")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Key:
     """What must be equal for a connection to be used again."""
 
@@ -25,7 +26,7 @@ class Key:
     link: str = ""  # the uplink it goes over, "" where none is named
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Idle(Generic[C]):
     key: Key
     connection: C

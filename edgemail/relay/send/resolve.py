@@ -13,7 +13,6 @@ import random
 import re
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +25,7 @@ from edgemail.relay.send.hop import NAME, Hop, parse_hop
 from edgemail.relay.send.hostnames import Addresses, Hostnames
 from edgemail.reply import Reply
 from edgemail.settings import Configuration, Settings
+from edgemail.value import value
 
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver as DnsResolver
@@ -48,7 +48,7 @@ Nameservers = tuple[tuple[str, ...], tuple[int, int, int] | None]  # our own, an
 log = logging.getLogger("edgemail.smtp")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Host:
     """One server of a next hop: `addresses` in the order to try them, never empty; `preference` of its MX or 0."""
 

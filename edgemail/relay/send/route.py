@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from edgemail.relay.send.hop import parse_hop
 from edgemail.relay.send.rewrite import complete
 from edgemail.settings import Configuration, Settings
 from edgemail.tables import DomainList, Tables
+from edgemail.value import value
 from edgemail.watched import Monotonic
 
 STANDARD_NAMES: Final = frozenset({"postmaster", "root", "abuse", "mailer-daemon"})
@@ -32,7 +32,7 @@ ROW = re.compile(r"(?:([A-Za-z0-9_.-]*):)?\s*(.*)", re.DOTALL)
 STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)(.*)", re.DOTALL)  # RFC 3463 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Row:
     """A value of transport_maps, or of default_transport and relay_transport. `transport` "" keeps the one in force."""
 

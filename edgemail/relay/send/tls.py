@@ -10,11 +10,11 @@ import ipaddress
 import ssl
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from edgemail.settings import Settings
 from edgemail.tls import restrict
+from edgemail.value import value
 
 TLS_SESSIONS: Final = 64  # limit: TLS sessions kept for resumption, one a host name; Postfix keeps a database
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which the ssl module has no name
@@ -49,7 +49,7 @@ class ResumingContext(ssl.SSLContext):
             self.kept.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Demand:
     """All that makes two contexts differ."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from edgemail.envelope import Envelope, Outcome, Target
 from edgemail.errors import Kind
 from edgemail.relay.wire.client import Phase
 from edgemail.reply import Reply
+from edgemail.value import value
 
 log = logging.getLogger("edgemail.smtp")
 
@@ -22,7 +23,7 @@ log = logging.getLogger("edgemail.smtp")
 LOGIN_CODES: Final = frozenset({530, 534, 535, 538})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """Why something did not go out, and whether that is settled: `final` is not tried with another server now."""
 

@@ -16,12 +16,13 @@ import re
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Final
 
 from edgemail.relay.wire.answers import MalformedReply, ReplyReader
 from edgemail.reply import Reply
+from edgemail.value import value
 
 _UNSPEAKABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # in a command line; CR and LF above all
 _KEYWORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")  # RFC 5321 4.1.1.1: ehlo-keyword
@@ -50,7 +51,7 @@ class Phase(Enum):
         self.command = command
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """One reply and what it answers; IDLE for a farewell that nobody asked for."""
 
@@ -58,7 +59,7 @@ class Answer:
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Abilities:
     """What the server said after HELO or EHLO: its own name, its keywords in upper case with their parameters."""
 

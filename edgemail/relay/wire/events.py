@@ -5,14 +5,14 @@ Kept apart from the state machine so that receive names events without knowing h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from edgemail.envelope import Address, Body, Notify, Ret
 from edgemail.reply import Reply
+from edgemail.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hello:
     """HELO or EHLO (`extended`). `name` is as said, at most 255 octets."""
 
@@ -20,7 +20,7 @@ class Hello:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Mail:
     """MAIL FROM with its parameters (RFC 5321, 1870, 6152, 6531, 3461, 4954); `size` -1 when not said."""
 
@@ -32,7 +32,7 @@ class Mail:
     envid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rcpt:
     """RCPT TO with its DSN parameters, case kept."""
 
@@ -41,7 +41,7 @@ class Rcpt:
     orcpt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Begin:
     """DATA, or the first BDAT of a message (`chunking`). Answer with GO_AHEAD (354) to take it, or with a refusal.
 
@@ -52,14 +52,14 @@ class Begin:
     chunking: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Content:
     """A piece of the message: dot-unstuffed, every line end CRLF. Needs no answer: call `next_event` again."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class End:
     """The message is complete: final dot or BDAT LAST. Answer with the fate of the message.
 
@@ -71,12 +71,12 @@ class End:
     fault: Reply | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartTls:
     """STARTTLS, legal here. After the 220 the session wraps the socket and calls `tls_started`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Auth:
     """AUTH with a mechanism in upper case and its initial response, base64-decoded; None when there was none."""
 
@@ -84,48 +84,48 @@ class Auth:
     initial: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AuthResponse:
     """A line after a 334, base64-decoded; None: the client cancelled with '*' (answer 501 5.7.0)."""
 
     data: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Vrfy:
     argument: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Etrn:
     argument: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Atrn:
     """ATRN by a user who has logged in; `domains` empty: all that are theirs. After a 250 the sides are changed."""
 
     domains: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reset:
     """RSET; the transaction is gone already. Answer 250."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Noop:
     """NOOP, HELP or a verb of smtpd_noop_commands. Answer `reply`."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quit:
     """QUIT. Answer 221; the dialog is closed after it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bad:
     """A line the dialog judged by itself: syntax, sequence, unknown verb. Answer with `reply`, or 421 past the limits.
 

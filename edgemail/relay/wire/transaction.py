@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -24,6 +24,7 @@ from edgemail.relay.wire.answers import MalformedReply
 from edgemail.relay.wire.client import Abilities, Client, Phase
 from edgemail.relay.wire.dot import LineEnds, Stuffer
 from edgemail.reply import Reply
+from edgemail.value import value
 
 BDAT_SIZE: Final = 65_536  # limit: octets of one BDAT chunk; a message that fits into one goes out with its envelope
 
@@ -32,7 +33,7 @@ _LOCAL: Final = re.compile(r'[^\x00-\x20\x7f<>"\\]+|"(?:[^\x00-\x1f\x7f"\\]|\\[\
 _DOMAIN: Final = re.compile(r'[^\x00-\x20\x7f<>"\\@]*')
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """What the server (`remote`) or the loss of it did to one recipient."""
 
@@ -41,7 +42,7 @@ class Result:
     remote: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Burden:
     """What a message asks of the server: from the envelope, after rewriting."""
 

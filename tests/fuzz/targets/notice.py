@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from edgemail.envelope import Address, Notify, Recipient, Ret
-from edgemail.relay.queue.dsn import Reported
+from edgemail.relay.queue.settle import Reported
 from edgemail.reply import Reply
 from tests.fuzz.notices import FORMS, judge_notice
 
