@@ -8,7 +8,6 @@ anew over the same spool at any moment.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 from collections import deque
@@ -67,6 +66,7 @@ class Scheduler:
         self._clock = clock
         self._configuration = configuration
         self._random = random
+        self._writer: Bounces | None = None
         self._timeline = Timeline(clock)
         self._timers = Timers(clock)
         self._waiting = Waiting()
@@ -133,12 +133,13 @@ class Scheduler:
         """Messages known: waiting, new and in hand; not those on hold."""
         return len(self._waiting) + len(self._arrivals) + len(self._dispatch.active)
 
-    @functools.cache  # noqa: B019 - one scheduler lives as long as the process
     def _bounces(self) -> Bounces:
         """The writer of notices: loaded with the first of them."""
-        from edgemail.relay.queue.bounce import Bounces
+        if self._writer is None:
+            from edgemail.relay.queue.bounce import Bounces
 
-        return Bounces(self._spool, self._clock, self._settings, self._random)
+            self._writer = Bounces(self._spool, self._clock, self._settings, self._random)
+        return self._writer
 
     def _settings(self) -> Settings:
         return self._configuration.settings
