@@ -23,7 +23,7 @@ from edgemail.spool.layout import JournalMark
 from edgemail.value import value
 
 BLOCK: Final = 4096  # what the medium writes at once, and loses at once
-LARGEST_BODY: Final = 61_440  # limit: octets of a message that goes through the journal; docs/adr/0021 says why
+LARGEST_BODY: Final = 61_440  # limit: octets of a message that goes through the journal; docs/adr/0022 says why
 LARGEST: Final = 131_072  # limit: bytes of one record of the journal: body, envelope, what goes with them
 MIN_SIZE: Final = 262_144  # limit: bytes of the smallest journal: each half must hold a record and room for outcomes
 
