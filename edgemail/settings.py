@@ -105,6 +105,7 @@ class Settings:
     smtpd_client_connection_rate_limit: int = _smtpd(0, "int", "connections of one client per anvil_rate_time_unit; 0 = no limit")
     smtpd_client_message_rate_limit: int = _smtpd(0, "int", "messages of one client per unit; 0 = no limit")
     smtpd_client_recipient_rate_limit: int = _smtpd(0, "int", "recipients of one client per unit; 0 = no limit")
+    smtpd_client_new_tls_session_rate_limit: int = _smtpd(0, "int", "TLS sessions of one client per unit, resumed ones apart; 0 = no limit")
     smtpd_client_event_limit_exceptions: Names = _smtpd(("$mynetworks",), "list", "clients without these limits")
     anvil_rate_time_unit: float = _p(60.0, "duration", "the unit of the rate limits", low=1)
     default_process_limit: int = _p(100, "int", "sessions at once, and deliveries at once of a transport", low=1)

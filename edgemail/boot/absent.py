@@ -121,7 +121,6 @@ ABSENT: Final[Mapping[str, str]] = {
     "smtp_tls_session_cache_timeout": "sessions are resumed from memory; leave it out",
     "smtp_tls_trust_anchor_file": _NO_PINS,
     "smtp_use_tls": _CLIENT_LEVEL,
-    "smtpd_client_new_tls_session_rate_limit": "use smtpd_client_connection_rate_limit",
     "smtpd_client_restrictions": _RESTRICTIONS,
     "smtpd_data_restrictions": _RESTRICTIONS,
     "smtpd_delay_reject": "clients are always refused at RCPT; leave it out",

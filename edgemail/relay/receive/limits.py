@@ -32,7 +32,7 @@ Key = tuple[str, str]
 class Tally:
     """What one client did at one listener: sessions open, and events since `since`."""
 
-    __slots__ = ("connections", "messages", "recipients", "sessions", "since")
+    __slots__ = ("connections", "handshakes", "messages", "recipients", "sessions", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -40,6 +40,7 @@ class Tally:
         self.connections = 0
         self.messages = 0
         self.recipients = 0
+        self.handshakes = 0  # of TLS, but for sessions that were resumed
 
 
 class Anvil:
@@ -84,7 +85,7 @@ class Anvil:
     def _forget(self, tally: Tally, now: float) -> None:
         if now - tally.since >= self.unit:
             tally.since = now
-            tally.connections = tally.messages = tally.recipients = 0
+            tally.connections = tally.messages = tally.recipients = tally.handshakes = 0
 
     def asked(self, node: str) -> int:
         """Count that ETRN asks for a domain; how often somebody did in this unit, this time included."""
@@ -173,6 +174,19 @@ class Visit:
         if not self._exempt and 0 < self._settings.smtpd_client_recipient_rate_limit < tally.recipients:
             return replies.too_many_recipients_from(client)
         return None
+
+    def at_starttls(self, client: str) -> Reply | None:
+        """Before a handshake: the refusal of a client that has had its share of new TLS sessions."""
+        limit, tally = self._settings.smtpd_client_new_tls_session_rate_limit, self._anvil.current(self._tally)
+        refused = not self._exempt and 0 < limit <= tally.handshakes
+        return replies.too_many_handshakes(self._settings.myhostname, client) if refused else None
+
+    def at_handshake(self, client: str) -> Reply | None:
+        """Count a TLS session that was not resumed; the refusal, if any."""
+        limit, tally = self._settings.smtpd_client_new_tls_session_rate_limit, self._anvil.current(self._tally)
+        tally.handshakes += 1
+        refused = not self._exempt and 0 < limit < tally.handshakes
+        return replies.too_many_handshakes(self._settings.myhostname, client) if refused else None
 
     def at_etrn(self, node: str) -> Reply | None:
         """Count that a domain is asked for; the refusal, if any. Nobody is an exception: it spares the queue."""

@@ -133,7 +133,7 @@ class Session(Connection):
 
     async def _serve(self) -> None:
         clerk, settings = self.clerk, self._settings
-        if settings.smtpd_tls_wrappermode and not await self._wrap():
+        if settings.smtpd_tls_wrappermode and not (await self._wrap() and self._may_go_on()):
             return
         if settings.smtpd_peername_lookup:
             clerk.name = await self._peername()
@@ -318,11 +318,29 @@ class Session(Connection):
             self.clerk.blame.add("protocol")
             self._give(Reply(421, "4.7.0", f"{self._settings.myhostname} Error: commands behind STARTTLS"))
             return
+        refusal = self.clerk.visit.at_starttls(self.clerk.label)
+        if refusal is not None:
+            self._note_too_many()
+            self._give(refusal)
+            return
         self._give(replies.READY_FOR_TLS)
         await self._flush()
         self._last = "STARTTLS"
-        if dialog.unread or self._held or not await self._handshake(context):
+        if dialog.unread or self._held or not await self._handshake(context) or not self._may_go_on():
             dialog.closed = True
+
+    def _may_go_on(self) -> bool:
+        """After a handshake: whether this client may have had one more."""
+        reused = self._transport.get_extra_info("ssl_object").session_reused
+        refusal = None if reused else self.clerk.visit.at_handshake(self.clerk.label)
+        if refusal is not None:
+            self._note_too_many()
+            self._say(refusal)
+        return refusal is None
+
+    def _note_too_many(self) -> None:
+        self.clerk.service.log.warning("warning: New TLS session rate limit exceeded: %s", self.clerk.label)
+        self.clerk.blame.add("policy")
 
     async def _handshake(self, context: ssl.SSLContext) -> bool:
         """Put TLS between the socket and the reader; whether it came about."""

@@ -162,6 +162,11 @@ def too_many_connections(host: str, client: str) -> Reply:
     return Reply(421, "4.7.0", f"{host} Error: too many connections from {client}")
 
 
+def too_many_handshakes(host: str, client: str) -> Reply:
+    """smtpd_client_new_tls_session_rate_limit."""
+    return Reply(421, "4.7.0", f"{host} Error: too many new TLS sessions from {client}")
+
+
 def too_busy(host: str) -> Reply:
     """`default_process_limit` sessions are open."""
     return Reply(421, "4.3.2", f"{host} Error: all server ports are busy")
