@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -42,7 +43,7 @@ class _Nobody:
 _NOBODY: Final = _Nobody()
 
 
-class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
+class Connection(SMTP, ABC):  # type: ignore[misc]  # aiosmtpd has no types
     """The plumbing of a session."""
 
     line_length_limit = READ_AHEAD  # what aiosmtpd makes its reader's limit, which reads nothing here
@@ -72,18 +73,18 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd has no types
 
     # ---- what the session does
 
+    @abstractmethod
     def _heard(self, data: bytes, now: float) -> bool:
         """Answer what came, b"" at the end of input, at `now` of the loop; False when that takes the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _left(self) -> float:
         """Seconds for the next bytes to come, counted from `_since`; the moment that this makes never moves back."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _must_end(self) -> bool:
         """It is not to listen any more."""
-        raise NotImplementedError
 
     # ---- the connection, as asyncio tells it
 
