@@ -64,6 +64,7 @@ smtpd_tls_key_file = "{keys.key}"
 smtpd_sasl_password_file = "{directory}/users"
 smtpd_tls_received_header = true
 message_size_limit = "30MiB"
+spool_size = "256MiB"
 """
     found = Relay(directory, settings, SUBMISSION)
     found.run("edgemail", "passwd", USER, input=f"{PASSWORD}\n".encode())
