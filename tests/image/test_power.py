@@ -133,7 +133,7 @@ def test_no_cut_loses_what_was_acknowledged(run: Run, place: Path) -> None:
             faults.append(f"after {cut.after} ({cut.how}): {wrong}")
         tried += 1
     print(f"{tried} cuts")
-    assert tried >= WANTED * 0.7
+    assert tried >= min(WANTED * 0.7, len(run.log))  # what was written bounds in how many ways it can be cut
     assert not faults, "\n".join(faults[:20])
 
 
