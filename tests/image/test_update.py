@@ -162,6 +162,7 @@ def test_a_good_release_keeps_the_mail(card: Card, releases: Releases, relays: S
     assert state(card).order == ("B", "A")
 
 
+@pytest.mark.long  # it waits for gates and watchdogs: minutes, bounded by the clock
 def test_a_broken_release_is_left(card: Card, releases: Releases, relays: Sink) -> None:
     with Machine(card) as machine:
         machine.wait_for(READY, 240)
@@ -237,6 +238,7 @@ def test_cut_in_the_middle_and_again(card: Card, releases: Releases) -> None:
         machine.wait_for(READY, 240, times=2)
 
 
+@pytest.mark.long  # it waits for gates and watchdogs: minutes, bounded by the clock
 def test_a_rotten_slot_is_left(card: Card, releases: Releases, relays: Sink) -> None:
     """The root's blocks no longer fit their hashes: the kernel stops, and the boot counter leaves the slot."""
     content = releases.slot("0.9.1", 2).read_bytes()
@@ -291,6 +293,7 @@ def hang(machine: Machine) -> None:
         raise AssertionError("the kernel never ran")
 
 
+@pytest.mark.long  # it waits for gates and watchdogs: minutes, bounded by the clock
 def test_a_hang_is_ended_by_the_watchdog(card: Card) -> None:
     with Machine(card) as machine:
         machine.wait_for(READY, 240)
