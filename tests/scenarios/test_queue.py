@@ -384,4 +384,5 @@ def test_a_flush_waits_and_says_what_came_of_it(tmp_path: Path) -> None:
             assert json.loads(box.run(*asked).stdout)["waiting"] == 1
             for quiet in (("postqueue", "-f"), ("sendmail", "-q")):
                 assert box.run(*quiet).stdout == ""
+            box.wait_until(lambda: [one["queue_name"] for one in box.queue()] == ["deferred"], "the end of those tries")
             assert box.run(*asked[:-1], "--no-wait").stdout == "1 message to be tried now\n"
