@@ -11,13 +11,13 @@ import pytest
 from image import build
 from tests.dialogs.runner import Remote, play, read, scripts
 from tests.image.conftest import configuration
-from tests.image.machine import Card, Machine
+from tests.image.machine import SLACK, Card, Machine
 from tests.image.releases import slot_of
 from tests.scenarios.client import Client
 from tests.scenarios.sink import Sink, sink
 from tests.scenarios.test_dialogs import toml
 
-START_SECONDS = 30.0  # from U-Boot's start to a durable 250; the goal is 15 on a machine that does nothing else
+START_SECONDS = 15.0  # from U-Boot's start to a durable 250
 SMALL = 128  # MiB of memory that are enough; the goal is 96
 IDLE_MIB = 60  # used by everything when idle; the goal is 42
 
@@ -212,6 +212,6 @@ def test_small_memory_and_the_time_to_start(image: Path, tmp_path: Path) -> None
             machine.greeting(120)
             assert send(machine, "the second start")
             spent, took = machine.cpu(), time.monotonic() - machine.began
-            print(f"from U-Boot's start to 250: {took:.1f} s, {spent:.1f} CPU seconds of the emulator")
+            print(f"from U-Boot's start to 250: {took:.1f} s, {spent:.1f} CPU seconds of the emulator, of {START_SECONDS:.0f}")
             # The emulator is given all of one core on a quiet machine; on a busy one its CPU seconds are the measure.
-            assert min(took, spent) <= START_SECONDS
+            assert min(took, spent) <= SLACK * START_SECONDS

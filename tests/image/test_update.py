@@ -24,14 +24,14 @@ from image.card import SLOT_A, SLOT_B
 from image.definition import SLOT_SIZE
 from tests.image.conftest import configuration
 from tests.image.cuts import Medium, cuts, entries
-from tests.image.machine import Card, Machine
+from tests.image.machine import SLACK, Card, Machine
 from tests.image.releases import bundle_of, slot_of
 from tests.image.test_life import send
 from tests.scenarios.sink import Sink, sink
 
 TOKEN = "8f14e45fceea167a5a36dedd4bea2543"
 BROKEN_SECONDS = 120.0  # until the old release serves again
-HANG_SECONDS = 30.0
+HANG_SECONDS = 30.0  # until it starts again
 READY = "edgemail: ready"
 SLOTS_CUT = 200  # cuts of an update that are looked at
 
@@ -173,7 +173,7 @@ def test_a_broken_release_is_left(card: Card, releases: Releases, relays: Sink) 
         machine.wait_for(READY, 240, times=2)
         took, spent = time.monotonic() - began, machine.cpu() - spent
         print(f"back on the old release after {took:.0f} s ({spent:.0f} CPU seconds)")
-        assert min(took, spent) <= BROKEN_SECONDS
+        assert min(took, spent) <= SLACK * BROKEN_SECONDS
         relays.received.clear()
         send(machine, "served again")
         relays.wait_for(1, 60)
@@ -303,7 +303,7 @@ def test_a_hang_is_ended_by_the_watchdog(card: Card) -> None:
         machine.wait_for("U-Boot 20", 120, times=2)
         took = time.monotonic() - began
         print(f"started again {took:.0f} s after it hung")
-        assert took <= HANG_SECONDS
+        assert took <= SLACK * HANG_SECONDS
         machine.wait_for(READY, 240, times=2)
 
 
