@@ -212,8 +212,6 @@ def test_small_memory_and_the_time_to_start(image: Path, tmp_path: Path) -> None
             machine.greeting(120)
             assert send(machine, "the second start")
             spent, took = machine.cpu(), time.monotonic() - machine.began
-            print(
-                f"from U-Boot's start to 250: {took:.1f} s, {spent:.1f} CPU seconds of the emulator, of {START_SECONDS:.0f}"
-            )
+            print(f"from U-Boot's start to 250: {took:.1f} s, {spent:.1f} CPU seconds, of {START_SECONDS:.0f}")
             # The emulator is given all of one core on a quiet machine; on a busy one its CPU seconds are the measure.
             assert min(took, spent) <= SLACK * START_SECONDS
