@@ -205,3 +205,22 @@ def test_mail_comes_and_goes_while_the_queue_is_still_taken_up() -> None:
         assert list(rig.mail()) == [old[-2].id]
 
     play(scenario)
+
+
+def test_what_was_there_at_the_start_is_tried_at_once() -> None:
+    """Taken up behind the first look at the queue, it does not wait for the next run."""
+
+    async def scenario(rig: Rig) -> None:
+        old = await rig.accept("b@one.example")
+        await rig.scheduler.stop(0)
+        rig.scheduler = rig._scheduler()
+        await rig.scheduler.open()
+        running = asyncio.create_task(rig.scheduler.run())
+        await rig.settle()
+        await rig.scheduler.load()
+        await rig.settle()
+        assert rig.delivered == {(old.id, "b@one.example"): 1}
+        await rig.scheduler.stop(0)
+        await running
+
+    play(scenario, queue_run_delay=300.0)

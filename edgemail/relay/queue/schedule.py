@@ -166,6 +166,8 @@ class Scheduler:
             held = await self._load()
         finally:
             self._loaded.set()
+            self._run_at = self._clock.monotonic()  # the run that came before it found nothing, or not all
+            self._event.set()
         self.links_changed()
         return held
 
