@@ -1,11 +1,13 @@
 """A power cut at any instant: what was acknowledged is there, whole; what was finished stays finished.
 
 A few hundred states in the ordinary run; EDGEMAIL_CRASH_STATES asks for more (make crash: 10,000). The seed is printed.
+For each the recovery runs in this process; for one of fifty the program itself is started and delivers what it finds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import shutil
@@ -21,6 +23,8 @@ from tests.crash import record
 from tests.crash.ledger import Ledger, Reading
 from tests.crash.replay import CREATION, Files, State, states
 from tests.crash.workload import SPOOL_SIZE
+from tests.scenarios.relay import Relay
+from tests.scenarios.sink import Sink, sink
 
 FILES = ("new/data.mdb", "spool/data.mdb", "spool/journal.new", "spool/journal", "marks.ledger", "/spool")
 JOURNAL = 262_144  # small, so that its halves take turns often
@@ -167,3 +171,49 @@ def test_the_check_sees_a_barrier_that_does_nothing(shelf: Path, barrier: str, j
     """The negative control: without its barrier the store must be caught losing mail."""
     ops = workload(shelf, 4, clients=2, rounds=12, skip=barrier, journal=journal)
     assert any(judge(shelf, state, ledger, journal, tool=False) for state, ledger in cuts(ops, 4, 3, 400, journal))
+
+
+def started(relay: Relay, smarthost: Sink, ledger: Ledger) -> list[str]:
+    """What the program made of a state, held against what had been said by then: it delivers all of it, and once."""
+    before = len(smarthost.received)
+    relay.start()
+    try:
+        relay.wait_empty(60)
+        code = relay.stop()
+    finally:
+        relay._end()
+    ids = {digest: id for id, digest in ledger.intended.items()}
+    came = [one.content for one in smarthost.received[before:]]
+    found = {ids.get(hashlib.sha256(content).hexdigest(), -number): content for number, content in enumerate(came, 1)}
+    faults = ledger.faults(found)
+    if len(found) != len(came):
+        faults.append(f"{len(came) - len(found)} came twice")
+    if code != 0:
+        faults.append(f"it ended with {code}")
+    if "Traceback" in relay.log() or "error:" in relay.log():
+        faults.append(relay.log())
+    return faults
+
+
+def test_the_program_delivers_what_a_cut_has_left(shelf: Path) -> None:
+    wanted = max(6, WANTED // 50)
+    rng = random.Random(SEED)
+    judged = delivered = 0
+    with sink() as smarthost:
+        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nqueue_directory = "{shelf}/state/spool"\n'
+        relay = Relay(shelf, settings + 'journal_size = "1MiB"\n')
+        for seed in range(SEED, SEED + 200):
+            journal = JOURNAL if seed % 4 else 0
+            ops = workload(shelf, seed, clients=3, rounds=8, journal=journal)
+            for state, ledger in cuts(ops, seed, 1, 120, journal):
+                if rng.random() < 0.2 and judged < wanted:
+                    lay_out(shelf, state.files)
+                    faults = started(relay, smarthost, ledger)
+                    assert not faults, f"seed {seed}, cut {state.cut} ({state.how}): " + "\n".join(faults)
+                    judged += 1
+            delivered, smarthost.received[:] = delivered + len(smarthost.received), []
+            if judged == wanted:
+                print(f"{judged} states, {delivered} messages delivered")
+                assert delivered > wanted
+                return
+    raise AssertionError(f"only {judged} states")

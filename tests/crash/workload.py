@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,12 @@ SENDER = Address("printer", "site7.example")
 RECIPIENT = Recipient(Address("you", "example.com"))
 
 
+def letter(rng: random.Random, head: bytes, size: int) -> bytes:
+    """About so many octets that nobody changes on their way, each time others."""
+    lines = (b"%072x\r\n" % rng.getrandbits(288) for _ in range(size // 74))
+    return b"\r\n".join((head, b"Message-ID: <%x@site7.example>" % rng.getrandbits(64), b"", b"".join(lines)))
+
+
 async def client(store: Store, rng: random.Random, rounds: int, ledger: int) -> None:
     """Accept, defer some, finish some; every step is marked before or after it as the ledger's words say."""
 
@@ -36,7 +43,7 @@ async def client(store: Store, rng: random.Random, rounds: int, ledger: int) -> 
         os.write(ledger, f"{kind} {id} {more}\n".encode())
 
     for number in range(rounds):
-        content = rng.randbytes(rng.choice(SIZES) + rng.randrange(100))
+        content = letter(rng, b"Subject: a scan", rng.choice(SIZES) + rng.randrange(100))
         intake = store.intake()
         mark("I", intake.id, hashlib.sha256(content).hexdigest())
         for at in range(0, len(content), 9_000):
@@ -45,7 +52,7 @@ async def client(store: Store, rng: random.Random, rounds: int, ledger: int) -> 
         if number % 7 == 6:
             await intake.abort()
             continue
-        kept = await intake.commit(Envelope(0, SENDER, (RECIPIENT,), received_at=1.0))
+        kept = await intake.commit(Envelope(0, SENDER, (RECIPIENT,), received_at=time.time()))
         mark("A", kept.id)
         if rng.random() < 0.5:
             deferred = replace(RECIPIENT, reason="connection refused", status="4.4.1", kind=Kind.ROUTE)
@@ -59,10 +66,10 @@ async def client(store: Store, rng: random.Random, rounds: int, ledger: int) -> 
             mark("G", kept.id)
             if rng.random() < 0.3:  # with its bounce, in one transaction
                 notice = store.intake()
-                text = b"Subject: Undelivered Mail Returned to Sender\r\n\r\n" + rng.randbytes(rng.choice(NOTICES))
+                text = letter(rng, b"Subject: Undelivered Mail Returned to Sender", rng.choice(NOTICES))
                 mark("I", notice.id, hashlib.sha256(text).hexdigest())
                 notice.write(text)
-                bounce = Envelope(0, Address(""), (Recipient(SENDER),), received_at=1.0, bounce=True)
+                bounce = Envelope(0, Address(""), (Recipient(SENDER),), received_at=time.time(), bounce=True)
                 await notice.commit(bounce, Change(remove=(kept.id,)))
                 mark("A", notice.id)
             else:
