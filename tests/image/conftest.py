@@ -60,7 +60,7 @@ def box(image: Path, smarthost: Sink, tmp_path_factory: pytest.TempPathFactory) 
     card = Card.flashed(image, tmp_path_factory.mktemp("box") / "card.img")
     card.put("edgemail.toml", configuration(smarthost.port, more='relay_domains = ["site.example"]'))
     with Machine(card) as machine:
-        machine.wait_ready(90)
+        machine.wait_ready(240)
         yield machine
 
 

@@ -39,7 +39,7 @@ class TestBox:
     def test_mail_goes_in_and_out(self, box: Machine, smarthost: Sink) -> None:
         before = len(smarthost.received)
         assert send(box, "through the box")
-        got = smarthost.wait_for(before + 1, 60)[-1]
+        got = smarthost.wait_for(before + 1, 240)[-1]
         assert got.rcpt == ["RCPT TO:<user@example.net>"]
         assert got.content.endswith(b"Subject: through the box\r\n\r\nthrough the box\r\n")
 
@@ -85,7 +85,7 @@ def test_the_dialogs(image: Path, tmp_path: Path) -> None:
     with sink() as smarthost:
         card.put("edgemail.toml", configuration(smarthost.port) + "\n" + "\n".join(more) + "\n")
         with Machine(card, ports=(25, 8025, *ports)) as machine:
-            machine.wait_ready(120)
+            machine.wait_ready(240)
             for port, script in ports.items():
                 peer = Remote("127.0.0.1", machine.port(port))
                 try:
@@ -204,12 +204,12 @@ def test_small_memory_and_the_time_to_start(image: Path, tmp_path: Path) -> None
     with sink() as smarthost:
         card.put("edgemail.toml", configuration(smarthost.port))
         with Machine(card, memory=SMALL) as machine:
-            machine.wait_ready(150)
+            machine.wait_ready(240)
             assert send(machine, "small memory")
-            smarthost.wait_for(1, 60)
+            smarthost.wait_for(1, 240)
             time.sleep(1)
         with Machine(card) as machine:
-            machine.greeting(120)
+            machine.greeting(240)
             assert send(machine, "the second start")
             spent, took = machine.cpu(), time.monotonic() - machine.began
             print(f"from U-Boot's start to 250: {took:.1f} s, {spent:.1f} CPU seconds, of {START_SECONDS:.0f}")

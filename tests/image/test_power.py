@@ -51,7 +51,7 @@ def run(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     card = Card.flashed(image, directory / "card.img", CARD_SIZE + DATA)
     card.put("edgemail.toml", configuration(9, more='message_size_limit = "1MiB"'))
     with Machine(card) as machine:
-        machine.wait_ready(150)
+        machine.wait_ready(240)
     partition = cards.partitions(card.read(0, 512))[4]
     start = partition.start * 512
     before = card.read(start, partition.sectors * 512)
@@ -59,7 +59,7 @@ def run(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     log.touch()
     told = []
     with Machine(card, log=log) as machine:
-        machine.wait_ready(150)
+        machine.wait_ready(240)
         for number in range(MESSAGES):
             with Client(machine.port(25)) as client:
                 client.say("EHLO scanner.example")

@@ -176,7 +176,7 @@ def test_a_broken_release_is_left(card: Card, releases: Releases, relays: Sink) 
         assert min(took, spent) <= SLACK * BROKEN_SECONDS
         relays.received.clear()
         send(machine, "served again")
-        relays.wait_for(1, 60)
+        relays.wait_for(1, 240)
 
 
 def forged(bundle: bytes) -> dict[str, tuple[bytes, str]]:
@@ -216,7 +216,7 @@ def test_what_is_no_release_for_this_box_changes_nothing(card: Card, releases: R
             assert state(card).order == ("A",), name
         assert machine.get("/readyz")[0] == 200
     with Machine(card) as machine:
-        machine.wait_for("slot A, 2 tries left", 100)
+        machine.wait_for("slot A, 2 tries left", 300)
         machine.wait_for(READY, 240)
 
 
@@ -231,7 +231,7 @@ def test_cut_in_the_middle_and_again(card: Card, releases: Releases) -> None:
             time.sleep(0.1)
     assert state(card).order == ("A",)
     with Machine(card) as machine:
-        machine.wait_for("slot A, 2 tries left", 100)
+        machine.wait_for("slot A, 2 tries left", 300)
         machine.wait_for(READY, 240)
         assert give(machine, bundle) == 202
         machine.wait_for("slot B, 2 tries left", 300)
@@ -257,7 +257,7 @@ def test_a_rotten_slot_is_left(card: Card, releases: Releases, relays: Sink) -> 
         machine.wait_for(READY, 240)
         relays.received.clear()
         send(machine, "from the other slot")
-        relays.wait_for(1, 60)
+        relays.wait_for(1, 240)
 
 
 def hang(machine: Machine) -> None:

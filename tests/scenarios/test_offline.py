@@ -142,7 +142,7 @@ def test_mail_waits_for_its_link_and_leaves_when_it_comes_up(tmp_path: Path) -> 
         time.sleep(1.5)
         assert not isp.received, "a flush does not make a link"
         plug("up0")
-        isp.wait_for(5, 10)
+        isp.wait_for(5)
         box.wait_empty()
         assert routes(box)[site]["state"] == "up"
         pull("up0")
@@ -151,7 +151,7 @@ def test_mail_waits_for_its_link_and_leaves_when_it_comes_up(tmp_path: Path) -> 
         box.wait_deferred()
         box.restart()
         plug("up0")
-        isp.wait_for(6, 10)
+        isp.wait_for(6)
         assert "Traceback" not in box.log()
 
 

@@ -205,7 +205,7 @@ def test_sixty_silent_destinations_do_not_hold_up_mail_for_one_that_answers(tmp_
             # never seen before, then known to answer
             for number in range(3):
                 found.send(recipients=f"bob{number}@example.org")
-                healthy.wait_for(number + 1, 10)
+                healthy.wait_for(number + 1)
             assert "status=deferred" not in found.log()
             found.kill()
 
