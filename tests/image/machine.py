@@ -19,7 +19,7 @@ from typing import Final
 from image import tools
 from image.card import CARD_SIZE
 from image.definition import BOOT_START
-from tests.peers.ports import free_port
+from tests.peers.ports import quiet_port
 
 HOST: Final = "10.0.2.2"  # this machine, as the board sees it
 CARD: Final = 1 << 30  # bytes of the cards that tests flash
@@ -102,8 +102,8 @@ class Machine:
         """Power on. The serial line is read by a thread until the power goes."""
         emulator = tools.tools("emulator")
         if not self.forward:
-            self.forward = {port: free_port() for port in self.ports}
-        self.gdb = free_port()
+            self.forward = {port: quiet_port() for port in self.ports}
+        self.gdb = quiet_port()
         command = emulator.command("qemu-system-aarch64", "-L", str(emulator.tree / "usr/share/qemu"), *self._options())
         self.began = time.monotonic()
         self.process = subprocess.Popen(
