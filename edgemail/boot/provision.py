@@ -230,8 +230,8 @@ class Site:
         self._write(fresh / NAME, plan.text)
         self._write(fresh / SOURCE, digest)
         _sync(fresh / SECRETS)
-        _sync(fresh)
-        _sync(versions)
+        for made in (fresh, versions, self.home, self.home.parent):  # each name before the link leads to it
+            _sync(made)
         problems = plan.check(fresh / NAME)
         if problems:
             shutil.rmtree(fresh, ignore_errors=True)

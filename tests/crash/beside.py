@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from edgemail.boot import places
 from edgemail.relay.queue import uplink
 from edgemail.relay.receive import auth
 
@@ -27,7 +28,12 @@ def links(directory: Path, number: int) -> None:
     uplink._write(directory / "links.json", f'{{"lte": {{"day": {number}}}}}\n' + " " * 3000 + "\n")
 
 
-WHAT: dict[str, Callable[[Path, int], None]] = {"users": users, "links": links}
+def record(directory: Path, number: int) -> None:
+    """What a box wrote down of its slots."""
+    places.replace(directory / "record.json", f'{{"A": {{"version": {number}}}}}\n' + " " * 3000 + "\n")
+
+
+WHAT: dict[str, Callable[[Path, int], None]] = {"users": users, "links": links, "record": record}
 
 
 def main(directory: Path, what: str) -> None:

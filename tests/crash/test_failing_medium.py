@@ -25,7 +25,14 @@ from tests.scenarios.sink import Sink, sink
 FILES = ("new/data.mdb", "spool/data.mdb", "spool/journal", "/spool")
 SIZES = (300, 90_000, 4_000)  # of the messages; the second one takes several transactions
 ALL = bool(os.environ.get("EDGEMAIL_FAIL_ALL"))
-SAMPLE = ("write:3:EIO", "write:14:ENOSPC", "write:12+:EIO", "fdatasync:2:EIO", "fdatasync:4+:ENOSPC")
+SAMPLE = (
+    "write:3:EIO",
+    "write:14:ENOSPC",
+    "write:12+:EIO",
+    "fdatasync:2:EIO",
+    "fdatasync:4+:ENOSPC",
+    "write:15+:EDQUOT",
+)
 SECONDS = 3.0  # until what cannot happen any more is not waited for
 
 
@@ -146,7 +153,7 @@ def test_one_failure_of_the_medium(run: Run, failure: str) -> None:
 if ALL:  # by make crash
 
     @pytest.mark.parametrize("kind", ["write", "fdatasync", "fsync", "allocate"])
-    @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+    @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
     def test_every_failure_of_a_run(tmp_path: Path, library: Path, kind: str, error: str) -> None:
         """One after the other, until a run no longer has so many of them."""
         for number in range(1, 400):

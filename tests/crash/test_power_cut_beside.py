@@ -1,6 +1,7 @@
-"""A power cut at any instant, beside the spool: passwords and the accounts of links are the last ones told, or newer.
+"""A power cut at any instant, beside the spool: what was told last is there, or what is newer.
 
-And whole: a reader finds one version and nothing of another. The clock's floor stands in the spool's own transactions.
+Passwords, the accounts of links, a box's record of its slots. And whole: a reader finds one version and nothing of
+another. The clock's floor stands in the spool's own transactions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from tests.crash.record import MARK, Op
 from tests.crash.replay import State, states
 
 WANTED = int(os.environ.get("EDGEMAIL_CRASH_STATES", "400")) // 4
-NAMES = {"users": ("place/.users.7", "place/users"), "links": ("place/links.new", "place/links.json")}
+NAMES = {
+    "users": ("place/.users.7", "place/users"),
+    "links": ("place/links.new", "place/links.json"),
+    "record": ("place/record.json.new", "place/record.json"),
+}
 
 
 @pytest.fixture
@@ -45,6 +50,8 @@ def version(path: Path, what: str) -> int:
         return -1
     if what == "links":
         return int(json.loads(path.read_text())["lte"]["day"])
+    if what == "record":
+        return int(json.loads(path.read_text())["A"]["version"])
     found = parse_users(path, path.read_text())["lamp"]
     return next(number for number in range(VERSIONS) if found.fits(f"secret {number}".encode()))
 
