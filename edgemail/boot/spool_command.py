@@ -56,6 +56,7 @@ def _look(directory: Path) -> dict[str, Any]:
         "set_aside": report.set_aside,
         "strays": report.strays,
         "lost": report.lost,
+        "nameless": report.nameless,
         "damaged": [{"queue_id": queue_id(number), "why": why} for number, why in report.damaged],
     }
 
@@ -83,6 +84,9 @@ def _say(found: dict[str, Any], as_json: bool, repaired: bool) -> None:
     if found["lost"]:
         kept = "what there is of it is kept" if repaired else "repair, or the next start, keeps what there is of it"
         print(f"mail may be lost: {found['lost']}; {kept}")
+    if found["nameless"]:
+        made = "it is made anew" if repaired else "repair, or the next start, makes it anew"
+        print(f"the spool's record of itself is missing or damaged: {made}")
     if found["unfinished"]:
         print(f"{found['unfinished']} unfinished: begun and never acknowledged; the next start clears them away")
     for one in found["damaged"]:

@@ -34,11 +34,6 @@ WAITING_BYTES: Final = 4 << 20  # limit: bytes of the messages in the journal, w
 OUTCOME_SHARE: Final = 16  # limit: this part (1/16) of each half takes no new mail: a full journal still drains
 
 
-def new_salt() -> int:
-    """64 bits that nobody who sends mail can know."""
-    return int.from_bytes(os.urandom(8), "big")
-
-
 class Journal:
     """The open journal. `leaf`, `record`, `ids` and `held` are for any thread, the rest for the writer's."""
 
@@ -224,8 +219,7 @@ class Journal:
             epoch = self._epoch + 1  # what was written last is not to be read again
         elif number >= self._before:
             epoch = self._epoch
-        known = dict(enumerate(old.salts, old.epoch))
-        salts = (known.get(epoch) or new_salt(), known.get(epoch + 1) or new_salt())
+        salts = (journal_layout.salt_of(old.identity, epoch), journal_layout.salt_of(old.identity, epoch + 1))
         return JournalMark(old.identity, old.size, epoch, max(number, old.number), salts)
 
     def _transact(self, part: list[tuple[int, Leaf]], mark: JournalMark) -> None:
@@ -252,6 +246,10 @@ class Journal:
             self._begin(mark.epoch)
             self.broken = False
 
+    def retire(self) -> None:
+        """LMDB has all that stands here, and says so on the medium: nobody is to look here for mail again."""
+        self._file.forget()
+
     def close(self) -> None:
         self._file.close()
 
@@ -260,4 +258,5 @@ def begin(file: JournalFile) -> JournalMark:
     """Make the file this start's, and the mark under which LMDB is to know it. LMDB says meanwhile: no journal."""
     identity = os.urandom(16)
     file.begin(identity)
-    return JournalMark(identity, file.size, 1, 0, (new_salt(), new_salt()))
+    salts = (journal_layout.salt_of(identity, 1), journal_layout.salt_of(identity, 2))
+    return JournalMark(identity, file.size, 1, 0, salts)

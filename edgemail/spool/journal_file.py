@@ -88,6 +88,11 @@ class JournalFile:
         """Write the header: what stands in the file belongs to nobody any more."""
         self.write(0, journal_layout.write_header(self.size, identity))
 
+    def forget(self) -> None:
+        """No header: the file holds nothing. Needs no barrier; where it is lost, the header is of a finished life."""
+        with self._errors():
+            self._put(self._file, bytes(journal_layout.BLOCK), 0)
+
     def close(self) -> None:
         """Safe to call twice."""
         if self._file >= 0:

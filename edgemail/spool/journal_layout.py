@@ -27,6 +27,10 @@ LARGEST_BODY: Final = 61_440  # limit: octets of a message that goes through the
 LARGEST: Final = 131_072  # limit: bytes of one record of the journal: body, envelope, what goes with them
 MIN_SIZE: Final = 262_144  # limit: bytes of the smallest journal: each half must hold a record and room for outcomes
 
+_SEED: Final = struct.Struct(">QQ")  # the identity, as salts are made of it
+_SALTS: Final = 1 << 64
+_EPOCHS: Final = 1 << 32  # more than any journal sees
+
 _HEADER: Final = struct.Struct(">4sHxxIQ16s")  # magic, version, block, size, identity; a CRC behind it
 _MAGIC: Final = b"EMSJ"
 _VERSION: Final = 1
@@ -80,6 +84,24 @@ def half(size: int) -> int:
 def start(size: int, epoch: int) -> int:
     """Where an epoch begins: the halves take turns."""
     return BLOCK + epoch % 2 * half(size)
+
+
+def _seed(identity: bytes) -> tuple[int, int]:
+    first, step = _SEED.unpack(identity)
+    return first, step | 1
+
+
+def salt_of(identity: bytes, epoch: int) -> int:
+    """64 bits that nobody who sends mail can know: the identity is random, and is told to nobody."""
+    first, step = _seed(identity)
+    return (first + epoch * step) % _SALTS
+
+
+def _epoch_of(identity: bytes, salt: int) -> int:
+    """The epoch that has this salt; 0 for a salt that is none of this identity's."""
+    first, step = _seed(identity)
+    epoch = (salt - first) * pow(step, -1, _SALTS) % _SALTS
+    return epoch if epoch < _EPOCHS else 0
 
 
 def write_header(size: int, identity: bytes) -> bytes:
@@ -206,6 +228,31 @@ class Scan:
                 return here[0], here[1]
             at += BLOCK
         return None
+
+
+def newest(read: Read, size: int, identity: bytes) -> JournalMark | None:
+    """The mark as the file itself shows it: where its latest records begin; None where none of this identity's stand.
+
+    For where LMDB does not know it any more. How much of it LMDB has is not to be told from it.
+    """
+    first: dict[int, int] = {}  # epoch -> number of its first record
+    for turn in (0, 1):
+        begin = start(size, turn)
+        end = begin + half(size)
+        for at in range(begin, end, BLOCK):
+            salt = int.from_bytes(read(at, 8), "big")
+            epoch = _epoch_of(identity, salt)
+            if epoch == 0 or epoch % 2 != turn or epoch in first:
+                continue
+            found = _read_record(read, at, end, salt)
+            if found is not None and found[2]:
+                first[epoch] = found[0].number
+    if not first:
+        return None
+    epoch = max(first)
+    epoch -= epoch - 1 in first
+    number = first[epoch] - 1 if epoch > 1 else 0
+    return JournalMark(identity, size, epoch, number, (salt_of(identity, epoch), salt_of(identity, epoch + 1)))
 
 
 @dataclass(slots=True)

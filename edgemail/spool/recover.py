@@ -96,11 +96,12 @@ class Report:
     set_aside: int = 0
     strays: int = 0  # records under keys that no release wrote
     lost: str = ""  # what of the journal does not read; "": nothing
+    nameless: bool = False  # there is mail, and no meta record that reads
     damaged: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
-        return not self.damaged and not self.strays and not self.lost
+        return not (self.damaged or self.strays or self.lost or self.nameless)
 
 
 def verify(reader: View) -> Report:
@@ -121,8 +122,18 @@ def verify(reader: View) -> Report:
         except SpoolError as error:
             report.damaged.append((envelope.id, str(error)))
     report.set_aside = sum(1 for _ in view.damaged())
+    report.nameless = bool(report.messages or report.set_aside or report.damaged) and not _knows_itself(environment)
     report.damaged.sort()
     return report
+
+
+def _knows_itself(environment: Environment) -> bool:
+    with environment.read() as transaction:
+        record = transaction.get(layout.meta_key())
+    try:
+        return record is not None and layout.read_meta(record) is not None
+    except SpoolDamaged:
+        return False
 
 
 def _verify_keys(environment: Environment, report: Report) -> None:

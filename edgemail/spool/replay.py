@@ -2,6 +2,9 @@
 
 Owns the judgement of a journal that is found: whose it is, whether it is whole. `replay` may be cut anywhere and run
 any number of times with the same result; `peek` changes nothing.
+
+Where LMDB's mark of the journal is lost with a damaged page, or is an older one that a repair has found, nothing tells
+any more what has moved and been delivered since: what stands in the journal alone is then taken up on hold.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from edgemail.value import value
 log = logging.getLogger("edgemail.spool")
 
 MOVE_BYTES: Final = 1 << 20  # limit: bytes that one transaction moves from the journal into LMDB
+HELD: Final = "found in a journal of which the spool knew no more; it may have been delivered before"
+STRANGE: Final = "what the spool knows of its journal is lost or too old: mail that stands there alone goes on hold"
 PEEKS: Final = 5  # limit: times that a journal is read anew because the relay moved mail meanwhile
 
 
@@ -32,6 +37,7 @@ class Replayed:
 
     messages: int = 0
     lost: str = ""
+    date: float = 0.0  # the latest that it holds
 
 
 def move_leaf(transaction: Transaction, id: int, leaf: Leaf, body: bytes) -> None:
@@ -41,42 +47,99 @@ def move_leaf(transaction: Transaction, id: int, leaf: Leaf, body: bytes) -> Non
     records.put(transaction, layout.key(id, 0), leaf.record)
 
 
+@value
+class _Read:
+    """What a journal holds. `lost` in words, "" for nothing; `strange`: LMDB does not know how much of it it has."""
+
+    leaves: dict[int, Leaf]
+    date: float = 0.0
+    lost: str = ""
+    strange: bool = False
+
+
 def replay(environment: Environment, meta: Meta) -> tuple[Meta, Replayed]:
     """Move what is there; the meta record as it then stands. Raises SpoolError where the medium takes nothing."""
-    mark = meta.journal
-    assert mark is not None
+    assert meta.journal is not None
     directory = environment.directory
-    scan = Scan()
     try:
         with journal_file.Found(directory) as found:
-            _whose(found, mark)
-            leaves, date = journal_layout.gather(scan.records(found.read, mark))
-            lost = _words(scan)
-            if lost:
-                _keep(directory, lost)
-            meta = replace(meta, wall=max(meta.wall, date))
-            meta = _move(environment, meta, mark, leaves, found.read)
+            there = _read(environment, found, meta.journal)
+            if there.lost:
+                _keep(directory, there.lost)
+            meta = replace(meta, wall=max(meta.wall, there.date))
+            _move(environment, meta, there, found.read)
     except (OSError, _Foreign) as error:
         lost = f"the journal is lost: {error if isinstance(error, _Foreign) else error.strerror}"
         _keep(directory, lost)
-        leaves = {}
-        meta = _move(environment, meta, mark, leaves, lambda at, count: b"")
-    if lost:
+        there = _Read({}, lost=lost)
+        _move(environment, meta, there, lambda at, count: b"")
+    if there.lost:
         journal_file.remove(directory)  # it has a second name, or none
-    log.info("%s: the journal was not closed in order: messages=%d", directory, len(leaves))
-    return meta, Replayed(len(leaves), lost)
+    log.info("%s: the journal was not closed in order: messages=%d", directory, len(there.leaves))
+    return replace(meta, journal=None), Replayed(len(there.leaves), there.lost)
+
+
+def rescue(environment: Environment) -> Replayed:
+    """The same where the meta record is lost, and with it the mark. Raises SpoolError."""
+    directory = environment.directory
+    try:
+        with journal_file.Found(directory) as found:
+            there = _read(environment, found, None)
+            if there.lost:
+                _keep(directory, there.lost)
+            _move(environment, None, there, found.read)
+    except (OSError, _Foreign):
+        return Replayed()
+    return Replayed(len(there.leaves), there.lost, there.date)
+
+
+def _read(environment: Environment, found: journal_file.Found, mark: JournalMark | None) -> _Read:
+    """All of it above the mark. Where that is lost, or too old, all that the file holds and LMDB does not, on hold."""
+    size, identity = _whose(found, mark)
+    shown = journal_layout.newest(found.read, size, identity)
+    strange = shown is not None and (mark is None or shown.epoch > mark.epoch + 1)
+    mark = shown if strange else mark
+    if mark is None:
+        return _Read({})
+    scan = Scan()
+    leaves, date = journal_layout.gather(scan.records(found.read, mark))
+    words = [_words(scan)] if scan.lost else []
+    if strange:
+        leaves = _strangers(environment, leaves)
+        if leaves:
+            words.append(STRANGE)
+    return _Read(leaves, date, "; ".join(words), strange)
+
+
+def _strangers(environment: Environment, leaves: dict[int, Leaf]) -> dict[int, Leaf]:
+    """Those that are not in LMDB, on hold. One may have moved there and been delivered since: nobody can tell."""
+    for mail, leaf in list(leaves.items()):
+        with environment.read(mail) as transaction:
+            known = transaction.get(layout.key(mail, 0)) is not None or records.is_aside(transaction, mail)
+        if known:
+            del leaves[mail]
+            continue
+        try:
+            head, envelope = layout.parse(mail, leaf.record)
+        except SpoolDamaged:
+            continue  # whoever reads it sets it aside
+        waiting = replace(envelope, hold=True, hold_reason=HELD)
+        leaf.record = layout.seal(mail, head, layout.fields_of(waiting))
+    return leaves
 
 
 class _Foreign(Exception):
     """The journal that is there is not the one that LMDB speaks of."""
 
 
-def _whose(found: journal_file.Found, mark: JournalMark) -> None:
+def _whose(found: journal_file.Found, mark: JournalMark | None) -> tuple[int, bytes]:
+    """Size and identity."""
     whose = found.whose()
     if whose is None:
         raise _Foreign("what is there is not a journal, or not all of it")
-    if whose != (mark.size, mark.identity):
+    if mark is not None and whose != (mark.size, mark.identity):
         raise _Foreign("what is there is the journal of another spool, or of another time")
+    return whose
 
 
 def _words(scan: Scan) -> str:
@@ -92,25 +155,29 @@ def _keep(directory: Path, lost: str) -> None:
     log.error("error: %s: %s; mail may be lost%s", directory, lost, f"; kept as {kept}" if kept else "")
 
 
-def _move(
-    environment: Environment, meta: Meta, mark: JournalMark, leaves: dict[int, Leaf], read: Callable[[int, int], bytes]
-) -> Meta:
-    """The oldest first, in transactions of MOVE_BYTES each; the last one says that the journal is empty."""
-    waiting = list(leaves.items())
+def _move(environment: Environment, meta: Meta | None, there: _Read, read: Callable[[int, int], bytes]) -> None:
+    """The oldest first, in transactions of MOVE_BYTES each; the last one says that the journal is empty.
+
+    Without a meta record none says anything: what has moved is known by standing in LMDB, and so where the mark was
+    too old, which therefore stays as it is until all has moved.
+    """
+    waiting = list(there.leaves.items())
     while True:
         size = taken = 0
         while taken < len(waiting) and (taken == 0 or size + waiting[taken][1].size <= MOVE_BYTES):
             size += waiting[taken][1].size + len(waiting[taken][1].record)
             taken += 1
         part, waiting = waiting[:taken], waiting[taken:]
-        journal = replace(mark, number=part[-1][1].number) if waiting else None
-        meta = replace(meta, journal=journal)
         with environment.write() as transaction:
             for mail, leaf in part:
                 move_leaf(transaction, mail, leaf, read(leaf.at, leaf.size))
-            records.put(transaction, layout.meta_key(), layout.write_meta(meta))
+            if meta is not None:
+                mark = meta.journal if waiting else None
+                if mark is not None and not there.strange:
+                    mark = replace(mark, number=part[-1][1].number)
+                records.put(transaction, layout.meta_key(), layout.write_meta(replace(meta, journal=mark)))
         if not waiting:
-            return meta
+            return
 
 
 class Peek:
@@ -157,32 +224,30 @@ def peek(environment: Environment, read_meta: Callable[[Environment], Meta | Non
     """
     meta = read_meta(environment)
     for _ in range(PEEKS):
-        mark = meta.journal if meta is not None else None
-        if mark is None:
+        if meta is not None and meta.journal is None:
             return Peek({}, None, "")
-        found = _peek(environment.directory, mark)
-        meta = read_meta(environment)
-        if meta is not None and meta.journal == mark:
+        found = _peek(environment, meta.journal if meta is not None else None)
+        before, meta = meta, read_meta(environment)
+        if (before and before.journal) == (meta and meta.journal):
             return found
         found.close()
     raise SpoolError(f"{environment.directory}: mail moves too fast to be looked at from outside; ask the relay")
 
 
-def _peek(directory: Path, mark: JournalMark) -> Peek:
+def _peek(environment: Environment, mark: JournalMark | None) -> Peek:
+    directory = environment.directory
     try:
         found = journal_file.Found(directory)
     except PermissionError as error:
         raise SpoolError(f"{directory / journal_file.NAME}: {error.strerror}: ask as root or as the owner") from error
     except OSError as error:
-        return Peek({}, None, f"the journal is lost: {error.strerror}")
+        return Peek({}, None, f"the journal is lost: {error.strerror}" if mark is not None else "")
     try:
-        _whose(found, mark)
-        scan = Scan()
-        leaves, _ = journal_layout.gather(scan.records(found.read, mark))
+        there = _read(environment, found, mark)
     except _Foreign as error:
         found.close()
-        return Peek({}, None, f"the journal is lost: {error}")
+        return Peek({}, None, f"the journal is lost: {error}" if mark is not None else "")
     except BaseException:
         found.close()
         raise
-    return Peek(leaves, found, _words(scan))
+    return Peek(there.leaves, found, there.lost)

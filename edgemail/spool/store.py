@@ -279,6 +279,9 @@ class Store:
                 await intake.abort()
         try:
             await self._writer.submit(self._sign_off, last=True)
+            if self.journal is not None:
+                with contextlib.suppress(SpoolError):
+                    self.journal.retire()
         except SpoolError as error:
             log.warning("warning: %s: not marked clean: %s", self._environment.directory, error)
         finally:

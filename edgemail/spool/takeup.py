@@ -20,7 +20,7 @@ from edgemail.spool.journal_layout import BLOCK, MIN_SIZE
 from edgemail.spool.layout import Meta
 from edgemail.spool.recover import Recovered, recover
 from edgemail.spool.register import ID_BLOCK, Register, first_id
-from edgemail.spool.replay import Replayed, replay
+from edgemail.spool.replay import Replayed, replay, rescue
 
 log = logging.getLogger("edgemail.spool")
 
@@ -36,7 +36,11 @@ def take_up(
     replayed = Replayed()
     if meta is not None and meta.journal is not None:
         meta, replayed = replay(environment, meta)
-    clock.passed(meta.wall if meta else 0.0)  # before anything is dated: a wrong clock must not raise the floor
+    elif meta is None:
+        replayed = rescue(environment)
+    clock.passed(
+        meta.wall if meta else replayed.date
+    )  # before anything is dated: a wrong clock must not raise the floor
     empty = _empty(environment)
     recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
     if recovered is not None:
@@ -44,11 +48,11 @@ def take_up(
     with environment.read() as transaction:
         highest = records.highest(transaction)
     if meta is None:
-        meta = Meta(environment.page, layout.chunk_size(environment.page), first_id(clock.wall()))
+        meta = Meta(environment.page, layout.chunk_size(environment.page), first_id(clock.wall()), replayed.date)
         if not empty:
             log.warning("warning: %s: the spool's meta record is damaged and is made anew", environment.directory)
             highest += ID_BLOCK  # given, perhaps, and never committed
-            journal_file.set_aside(environment.directory)  # nobody can tell any more what of it is in LMDB
+            journal_file.set_aside(environment.directory)
             journal_file.remove(environment.directory)
     file = _open_journal(environment, size)
     register = Register(replace(meta, ceiling=max(meta.ceiling, highest + 1)), clock)

@@ -7,10 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from edgemail.boot.cli import main
 from edgemail.clock import SystemClock
+from edgemail.spool import layout
 from edgemail.spool.store import open_store
 from tests.spools import MAP, JournalRig, StoreRig, keep
 
@@ -130,6 +132,27 @@ def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, capsys: pytest.Captu
     assert main(["spool", "check", "--json", "--config", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["messages"], found["lost"]) == (4, "")
+
+
+def test_a_lost_meta_record_is_said_and_the_mail_in_the_journal_held(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cut(tmp_path)
+    with lmdb.open(str(tmp_path / "spool"), map_size=MAP) as env, env.begin(write=True) as transaction:
+        assert transaction.delete(layout.meta_key())
+    assert main(["spool", "check", "--config", str(path)]) == 65
+    said = capsys.readouterr().out
+    assert "5 messages" in said
+    assert "mail may be lost: what the spool knows of its journal is lost or too old" in said
+    assert "record of itself is missing or damaged: repair, or the next start, makes it anew" in said
+    assert main(["spool", "repair", "--config", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["spool", "check", "--json", "--config", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["messages"], found["lost"], found["nameless"]) == (5, "", False)
+    assert main(["queue", "list", "--json", "--config", str(path)]) == 0
+    states = [json.loads(line)["queue_name"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(states) == ["hold", "hold", "hold", "incoming", "incoming"]
 
 
 def test_no_spool_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

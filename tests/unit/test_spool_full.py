@@ -51,6 +51,13 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.fixture(params=[0, 1 << 20], ids=["lmdb", "journal"])
+def journal(request: pytest.FixtureRequest) -> int:
+    """The size of the journal in front of the spool."""
+    found: int = request.param
+    return found
+
+
 def fill(disk: Path) -> Path:
     """Somebody else's file takes the rest of the disk."""
     other = disk / "other"
@@ -104,9 +111,9 @@ def blind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [3000, 200_000])
-def test_a_disk_full_of_mail(small_disk: Path, size: int) -> None:
+def test_a_disk_full_of_mail(small_disk: Path, size: int, journal: int) -> None:
     async def scenario() -> None:
-        store = open_store(small_disk / "spool", BIG, ManualClock(), 0)
+        store = open_store(small_disk / "spool", BIG, ManualClock(), 0, journal)
         kept = await fill_with_mail(store, size)
         assert sum(e.size for e in kept) > 12 << 20
         assert store.room().bytes < 20 * (size + 8192)
@@ -119,10 +126,10 @@ def test_a_disk_full_of_mail(small_disk: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("mails", [1, 300])
-def test_a_disk_full_of_other_things(small_disk: Path, mails: int) -> None:
+def test_a_disk_full_of_other_things(small_disk: Path, mails: int, journal: int) -> None:
     async def scenario() -> None:
         clock = ManualClock()
-        store = open_store(small_disk / "spool", BIG, clock, 0)
+        store = open_store(small_disk / "spool", BIG, clock, 0, journal)
         kept = [await keep(store, os.urandom(3000)) for _ in range(mails)]
         other = fill(small_disk)
         clock.advance(2.0)
@@ -141,10 +148,12 @@ def test_a_disk_full_of_other_things(small_disk: Path, mails: int) -> None:
 
 
 @pytest.mark.parametrize("size", [3000, 200_000])
-def test_a_disk_that_fills_up_under_lmdb(small_disk: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_under_lmdb(
+    small_disk: Path, size: int, monkeypatch: pytest.MonkeyPatch, journal: int
+) -> None:
     async def scenario() -> None:
         clock = ManualClock()
-        store = open_store(small_disk / "spool", BIG, clock, 0)
+        store = open_store(small_disk / "spool", BIG, clock, 0, journal)
         ballast = small_disk / "ballast"
         ballast.write_bytes(bytes(10 << 20))
         kept = [await keep(store, os.urandom(3000)) for _ in range(20)]
@@ -163,9 +172,9 @@ def test_a_disk_that_fills_up_under_lmdb(small_disk: Path, size: int, monkeypatc
     run(scenario())
 
 
-def test_a_start_on_a_full_disk(small_disk: Path) -> None:
+def test_a_start_on_a_full_disk(small_disk: Path, journal: int) -> None:
     async def scenario() -> None:
-        store = open_store(small_disk / "spool", BIG, ManualClock(), 0)
+        store = open_store(small_disk / "spool", BIG, ManualClock(), 0, journal)
         kept = [await keep(store, os.urandom(3000)) for _ in range(20)]
         half = store.intake()
         half.write(bytes(5 * CHUNK))
@@ -175,22 +184,22 @@ def test_a_start_on_a_full_disk(small_disk: Path) -> None:
         store._writer.stop()
         store._environment.close()
         store._holder.release()
-        store = open_store(small_disk / "spool", BIG, ManualClock(), 0)
+        store = open_store(small_disk / "spool", BIG, ManualClock(), 0, journal)
         assert store.recovered is not None
         assert store.recovered.dropped == 1
         kept += await fill_with_mail(store, 3000)
         await drains(store, kept)
         await store.close()
         with pytest.raises(SpoolError):
-            open_store(small_disk / "another", BIG, ManualClock(), 0)
+            open_store(small_disk / "another", BIG, ManualClock(), 0, journal)
 
     run(scenario())
 
 
 @pytest.mark.parametrize("size", [3000, 200_000, 2_000_000])
-def test_a_full_map(tmp_path: Path, size: int) -> None:
+def test_a_full_map(tmp_path: Path, size: int, journal: int) -> None:
     async def scenario() -> None:
-        store = open_store(tmp_path, SMALL, ManualClock(), 0)
+        store = open_store(tmp_path, SMALL, ManualClock(), 0, journal)
         assert store._space.reserve == SMALL // 10
         kept = await fill_with_mail(store, size)
         assert sum(e.size for e in kept) > SMALL // 3
@@ -203,9 +212,9 @@ def test_a_full_map(tmp_path: Path, size: int) -> None:
     run(scenario())
 
 
-def test_updates_leave_removals_their_room(tmp_path: Path) -> None:
+def test_updates_leave_removals_their_room(tmp_path: Path, journal: int) -> None:
     async def scenario() -> None:
-        store = open_store(tmp_path, SMALL, ManualClock(), 0)
+        store = open_store(tmp_path, SMALL, ManualClock(), 0, journal)
         kept = await fill_with_mail(store, 3000)
         tale = [replace(e, recipients=(replace(e.recipients[0], reason="x" * 3000),)) for e in kept]
         told = await asyncio.gather(*(store.apply(Change(update=(e,))) for e in tale), return_exceptions=True)
@@ -218,9 +227,11 @@ def test_updates_leave_removals_their_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3000, 200_000])
-def test_a_map_that_fills_up_under_lmdb(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_that_fills_up_under_lmdb(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch, journal: int
+) -> None:
     async def scenario() -> None:
-        store = open_store(tmp_path, SMALL, ManualClock(), 0)
+        store = open_store(tmp_path, SMALL, ManualClock(), 0, journal)
         blind(store, monkeypatch)
         await fill_with_mail(store, size)
         assert store._writer.tally.failures > 0
