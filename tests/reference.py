@@ -89,6 +89,8 @@ def parameters() -> str:
 
 def comments(path: Path) -> dict[int, str]:
     """The text behind `# limit:`, by line."""
+    if MARK not in path.read_text():
+        return {}
     with path.open("rb") as file:
         tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
     return {token.start[0]: text for token in tokens if (text := token.string.partition(MARK)[2].strip())}
@@ -98,8 +100,9 @@ def scan() -> Iterator[tuple[str, str, str, str]]:
     """Every limit in the code: its name, value, module and what it bounds."""
     for path in sorted((ROOT / "edgemail").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for name, value, lines in constants(path):
-            text = " ".join(text for line, text in comments(path).items() if line in lines)
+        limits = comments(path)
+        for name, value, lines in constants(path) if limits else ():
+            text = " ".join(text for line, text in limits.items() if line in lines)
             if text:
                 yield name, value, module, text
 
@@ -118,8 +121,9 @@ def unread() -> list[str]:
     """Comments that say `limit:` and belong to no constant."""
     found = []
     for path in sorted((ROOT / "edgemail").rglob("*.py")):
-        read = {line for _, _, lines in constants(path) for line in lines}
-        found += [f"{path.relative_to(ROOT)}:{line}" for line in comments(path) if line not in read]
+        limits = comments(path)
+        read = {line for _, _, lines in constants(path) for line in lines} if limits else ()
+        found += [f"{path.relative_to(ROOT)}:{line}" for line in limits if line not in read]
     return found
 
 
