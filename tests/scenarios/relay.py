@@ -37,6 +37,9 @@ port = 0
 """
 
 
+_LENT: dict[str, dict[str, bytes]] = {}  # certificates that relays made for themselves, by their names
+
+
 class Relay:
     """One relay: `start` it, talk to `port`, `stop` it; take it from `relay()`.
 
@@ -67,10 +70,14 @@ class Relay:
         """Start it; returns when it listens."""
         self.launch(**environment)
         self.wait_for(r" is ready", START_SECONDS)
+        if not environment and "self-signed, for" in self.log():
+            _LENT[self._name] = {path.name: path.read_bytes() for path in self._papers.iterdir()}
 
     def launch(self, **environment: str) -> None:
         """Start it, and do not wait for it."""
         self._log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
+        if not environment:
+            self._lend()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, sys.executable, *self.program, "run", "--config", str(self.path)],
@@ -79,6 +86,25 @@ class Relay:
                 stderr=log,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             )
+
+    @property
+    def _name(self) -> str:
+        found = re.search(r'(?m)^myhostname = "(.*)"', self.path.read_text())
+        return found[1] if found else ""
+
+    @property
+    def _papers(self) -> Path:
+        return self.directory / "spool" / "tls"
+
+    def _lend(self) -> None:
+        """The first relay of a name makes its certificate; the others get that one: each start is faster for it."""
+        if self._papers.parent.exists() or self._name not in _LENT:
+            return
+        self._papers.mkdir(parents=True)
+        self._papers.parent.chmod(0o750)
+        for name, content in _LENT[self._name].items():
+            (self._papers / name).touch(0o600)
+            (self._papers / name).write_bytes(content)
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""

@@ -430,13 +430,15 @@ def test_a_broken_certificate_does_not_replace_a_good_one(front: Front, tmp_path
 
 def test_the_boxs_own_certificate(tmp_path: Path, smarthost: Sink) -> None:
     """Without smtpd_tls_cert_file: made at the first start, for myhostname, kept over a restart; its key is private."""
-    with relay(tmp_path, f'relayhost = "[127.0.0.1]:{smarthost.port}"\n') as server:
+    named = 'myhostname = "own.example.com"\n'  # for which none was made yet
+    with relay(tmp_path, named + f'relayhost = "[127.0.0.1]:{smarthost.port}"\n') as server:
+        assert "made, self-signed, for own.example.com" in server.log()
         path = tmp_path / "spool" / "tls" / "cert.pem"
         made = path.read_bytes()
         assert (path.with_name("key.pem").stat().st_mode & 0o777) == 0o600
         with Client(server.port) as client:
             client.say("EHLO me")
-            client.starttls(ssl.create_default_context(cafile=str(path)), "gw.example.com")
+            client.starttls(ssl.create_default_context(cafile=str(path)), "own.example.com")
         server.restart()
         assert path.read_bytes() == made
 
