@@ -175,6 +175,7 @@ class Relay:
             peername=lambda address: self.outbound.resolver.peername(address),  # noqa: PLW0108 - made when it is called
             crowded=self.status.guards.session_refusal,
             flush=self.flush_node,
+            flush_at_once=lambda node: None if node.startswith("#") else self.scheduler.flush_at_once(node),
             turn=lambda *asked: self.outbound.provider.turn(*asked),  # noqa: PLW0108
         )
 

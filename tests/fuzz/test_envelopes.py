@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgemail.boot import listing
 from edgemail.boot.entries import Entry, entry
 from edgemail.envelope import Disposal, Envelope, Recipient
-from edgemail.relay.queue.dispatch import EXCEPTIONS
+from edgemail.relay.queue.errands import EXCEPTIONS
 from edgemail.relay.send.route import Router
 from edgemail.settings import Configuration, Settings
 from edgemail.spool import layout

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from typing import Any
+from collections import Counter
+from typing import Any, Final
 
+import pytest
+
+from edgemail.envelope import Envelope
 from edgemail.relay.queue.flush import OTHER, REASONS, Flush
+from edgemail.relay.queue.orders import PIECE
+from edgemail.relay.queue.waiting import DOMAINS
 from tests.queue import Rig, later, play, refused, sent, silent, unreachable
 from tests.unit.test_keep import Box
 from tests.unit.test_keep import play as play_box
+
+NAMES: Final = 20  # domains known by name, where there are more
 
 
 async def flushed(rig: Rig, **what: Any) -> dict[str, Any]:
@@ -148,3 +156,128 @@ def test_reasons_are_bounded_and_of_each_message_the_first_word_counts() -> None
     assert said(found) == (301, 0, 0, 300, 1)
     assert len(found["reasons"]) == REASONS + 1
     assert found["reasons"][0] == {"reason": OTHER, "messages": 300 - REASONS}
+
+
+class Reads:
+    """How often the envelope of each message was read."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.found: Counter[int] = Counter()
+        self._real = rig.spool.envelope
+        rig.spool.envelope = self
+
+    def __call__(self, id: int) -> Envelope | None:
+        self.found[id] += 1
+        envelope: Envelope | None = self._real(id)
+        return envelope
+
+
+@pytest.mark.parametrize(
+    ("domain", "meant"),
+    [("b.example", ("b.example",)), ("@B.example", ("b.example", "sub.b.example")), ("a.c.example", ())],
+)
+def test_a_flush_reads_the_mail_of_its_domain_and_no_other(domain: str, meant: tuple[str, ...]) -> None:
+    """And the first delivery has begun when it returns."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = silent
+        for _ in range(3):
+            for name in ("a.example", "b.example", "sub.b.example", "notb.example", "c.example"):
+                await rig.accept(f"x@{name}")
+        await rig.settle()
+        tried = len(rig.net.tried)
+        rig.net.answers.clear()
+        reads = Reads(rig)
+        wanted = {mail.id for mail in rig.mail().values() if mail.recipients[0].address.domain in meant}
+        assert rig.scheduler.flush_at_once(domain) == len(wanted) == 3 * len(meant)
+        await asyncio.sleep(0)
+        assert len(rig.net.tried) == tried + bool(meant), "the others come after it"
+        await rig.settle()
+        assert reads.found == Counter(wanted), "each once"
+        assert not wanted & set(rig.mail())
+        assert len(rig.net.tried) == tried + len(wanted)
+
+    play(scenario, default_destination_concurrency_limit=0, initial_destination_concurrency=5)
+
+
+def test_a_flush_of_many_messages_goes_on_beside_everything_else() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = silent
+        for number in range(3 * PIECE + 1):
+            await rig.accept(f"b{number}@example.net")
+        await rig.settle()
+        rig.net.answers.clear()
+        assert rig.scheduler.flush_at_once("example.net") == 3 * PIECE + 1
+        await rig.settle()
+        assert not rig.mail()
+
+    play(scenario)
+
+
+def test_what_only_envelopes_tell_is_not_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message with more domains than the index knows, and more domains than it names."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        many = await rig.accept(*(f"x@{number}.example" for number in range(DOMAINS + 1)))
+        await rig.settle()
+        assert rig.scheduler.flush_at_once("1.example") is None
+        assert await rig.scheduler.flush(domain="1.example") == 1
+        assert await rig.scheduler.flush(domain="other.example") == 0
+        await rig.scheduler.remove([many.id])
+        assert rig.scheduler.flush_at_once("1.example") == 0
+        for number in range(NAMES + 1):
+            await rig.accept(f"x@{number}.example")
+        await rig.settle()
+        assert rig.scheduler.flush_at_once("@7.example") is None
+        assert await rig.scheduler.flush(domain="@7.example") == 1
+        assert rig.scheduler.flush_at_once("7.example") == 1
+        await rig.settle()
+        gone = [mail.id for mail in rig.mail().values() if str(mail.recipients[0].address) == "x@9.example"]
+        assert await rig.scheduler.remove(gone) == gone
+        await rig.scheduler.flush()
+        await rig.settle()
+        assert rig.scheduler.flush_at_once("@7.example") == 1, "they all have names, now that they were tried again"
+        await rig.settle()
+
+    monkeypatch.setattr("edgemail.relay.queue.waiting.NAMES", NAMES)
+    play(scenario)
+
+
+def test_two_domains_with_one_mark_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the envelope, when it is looked at: the other one waits on, for as long as it would have."""
+    monkeypatch.setattr("edgemail.relay.queue.waiting.mark", lambda domain: 7)
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = later
+        other = await rig.accept("x@other.example")
+        await rig.accept("x@b.example")
+        await rig.settle()
+        rig.net.answers.clear()
+        account = Flush()
+        tried = len(rig.net.tried)
+        assert await rig.scheduler.flush(domain="b.example", account=account) == 2, "as far as the index knows"
+        await rig.settle()
+        assert [address for _, _, address in rig.net.tried[tried:]] == ["x@b.example"]
+        assert said(account.as_json()) == (1, 1, 0, 0, 0)
+        rig.scheduler.leave(account)
+        assert rig.scheduler.flush_at_once("@nowhere.example") == 1
+        await rig.settle()
+        await rig.advance(290.0, 10.0)
+        assert list(rig.mail()) == [other.id]
+        await rig.advance(200.0, 10.0)
+        assert not rig.mail()
+
+    play(scenario)
+
+
+def test_nothing_is_asked_before_all_that_waits_is_known() -> None:
+    async def scenario() -> None:
+        rig = Rig()
+        assert rig.scheduler.flush_at_once("example.net") is None
+        await rig.scheduler.load()
+        assert rig.scheduler.flush_at_once("example.net") == 0
+        await rig.scheduler.stop(0)
+        assert rig.scheduler.flush_at_once("example.net") is None
+
+    asyncio.run(scenario())

@@ -913,6 +913,6 @@ def test_reload_applies_to_what_waits_and_tries_paused_routes() -> None:
 
 
 def test_flags_of_waiting_mail_fit_beside_its_stand() -> None:
-    assert all(flag & 3 == 0 for flag in Flag)
+    assert all(flag & 3 == 0 and flag < 1 << 16 for name, flag in vars(Flag).items() if name.isupper())
     assert replace(Envelope(1, Address("a"), ()), hold=True).hold
     assert sent(0).delivered

@@ -142,13 +142,13 @@ def test_the_index_is_what_a_dictionary_would_be(steps: list[tuple[object, ...]]
     for step in steps:
         mail = cast(int, step[1])
         if step[0] == "add":
-            _, _, domains, due, stand, flags = cast(tuple[str, int, list[str], float, Stand, Flag], step)
+            _, _, domains, due, stand, flags = cast(tuple[str, int, list[str], float, Stand, int], step)
             waiting.add(mail, domains, due=due, stand=stand, flags=flags)
             model[mail] = (frozenset(domains), due, stand, flags)
         elif step[0] == "drop":
             assert waiting.drop(mail) == (model.pop(mail, None) is not None)
         else:
-            _, _, stand, flags, due = cast(tuple[str, int, Stand, Flag, float], step)
+            _, _, stand, flags, due = cast(tuple[str, int, Stand, int, float], step)
             waiting.move(mail, stand, flags, due=due)
             if mail in model:
                 model[mail] = (model[mail][0], due, stand, flags)
@@ -164,9 +164,14 @@ def test_the_index_is_what_a_dictionary_would_be(steps: list[tuple[object, ...]]
         found, following = waiting.due(50.0)
         assert following == 0
         assert list(found) == sorted(m for m, (_, due, stand, _) in model.items() if stand is Stand.LATER and due <= 50)
+        many = {m for m, (d, *_) in model.items() if not d or len(d) > 8}
+        assert list(waiting.of_many()) == sorted(many)
         for domain in DOMAINS:
-            wanted = {m for m, (d, *_) in model.items() if domain in d or not d or len(d) > 8}
-            assert set(waiting.of_domain(domain.upper())) == wanted
+            wanted = {m for m, (d, *_) in model.items() if domain in d} - many
+            assert list(waiting.of_domain(domain.upper())) == sorted(wanted)
+            assert list(waiting.below(domain.upper()) or ()) == sorted(wanted)
+        assert list(waiting.below("example") or ()) == sorted(set(model) - many)
+        assert list(waiting.below("ample") or ()) == []
 
 
 def test_a_queue_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

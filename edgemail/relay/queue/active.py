@@ -188,7 +188,14 @@ def domains(envelope: Envelope) -> Iterable[str]:
     return (recipient.address.domain for recipient in envelope.recipients)
 
 
-def quiet_flag(envelope: Envelope) -> Flag:
+def has_domain(envelope: Envelope, domain: str) -> bool:
+    """Whether a message has a recipient in `domain`; "@example.com" stands for what is below it too."""
+    name = domain.lower().removeprefix("@")
+    found = {each.lower() for each in domains(envelope)}
+    return name in found or (domain.startswith("@") and any(each.endswith("." + name) for each in found))
+
+
+def quiet_flag(envelope: Envelope) -> int:
     """Whose doing it is that a message waits, by what its envelope says; NONE where that cannot be told."""
     if any(not recipient.reason for recipient in envelope.recipients):
         return Flag.NONE
@@ -198,7 +205,7 @@ def quiet_flag(envelope: Envelope) -> Flag:
     return Flag.OWN_SIDE if sides.pop() else Flag.PEER_SIDE
 
 
-def side_flag(site: Site) -> Flag:
+def side_flag(site: Site) -> int:
     """Whose doing it is that a site does not work."""
     return Flag.OWN_SIDE if site.own_side else Flag.PEER_SIDE
 

@@ -6,20 +6,32 @@ in hand: its id waits in the site's line, and its envelope is read again when it
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from edgemail.clock import Clock
 from edgemail.counters import Counter
 from edgemail.envelope import Delivery, Envelope, Outcome, queue_id
 from edgemail.errors import Kind, SpoolDamaged
-from edgemail.relay.queue.active import NO_OUTCOME, Active, Part, Router, domains, goes_to, quiet_flag, side_flag, split
+from edgemail.relay.queue.active import (
+    NO_OUTCOME,
+    Active,
+    Part,
+    Router,
+    domains,
+    goes_to,
+    has_domain,
+    quiet_flag,
+    side_flag,
+    split,
+)
+from edgemail.relay.queue.errands import EXCEPTIONS, Errands
 from edgemail.relay.queue.flush import Accounts
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
+from edgemail.relay.queue.lifetime import still_to_wait
 from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.pauses import Pauses
@@ -40,11 +52,10 @@ IDLE_KICKS: Final = (
 )
 UNPROVEN_SHARE: Final = 0.75  # of what may be in hand, for mail to destinations that have not answered lately
 
-EXCEPTIONS: Final = Counter("edgemail_qmgr_exceptions", "Unexpected exceptions in the queue; the mail stays")
 ATTEMPTS: Final = Counter("edgemail_qmgr_attempts", "Recipients by the outcome of an attempt", ("outcome",))
 
 
-class Dispatch:
+class Dispatch(Errands):
     """The messages in hand. `again` puts an id back where messages that are due wait to be looked at."""
 
     def __init__(
@@ -66,6 +77,7 @@ class Dispatch:
         keep: Keep,
         pauses: Pauses,
     ) -> None:
+        super().__init__()
         self._spool = spool
         self._clock = clock
         self._configuration = configuration
@@ -81,37 +93,15 @@ class Dispatch:
         self._wake = wake
         self._keep = keep
         self._pauses = pauses
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._recipients = 0  # of the messages in hand
         self.active: dict[int, Active] = {}
         self.flushes = 0  # how often somebody has asked to try now
         self.accounts = Accounts()  # of flushes that somebody waits for
-        self.closed = False  # no more deliveries begin
+        self.opened = 0  # deliveries so far that were the first of those under way to their site: a connection is made
 
     def reload(self, configuration: Configuration) -> None:
         """Take new limits."""
         self._configuration = configuration
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something that has to wait; it ends before the scheduler does, and its errors are logged."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.keep_task(task)
-        task.add_done_callback(_report)
-
-    def keep_task(self, task: asyncio.Task[Any]) -> None:
-        """Let a task end before the scheduler does."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self, grace: float) -> None:
-        """Begin nothing more; give what is under way `grace` seconds of the machine's clock, then break it off."""
-        self.closed = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        for task in list(self._tasks):
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     # ---- a message that is due
 
@@ -126,8 +116,11 @@ class Dispatch:
             and self._recipients < settings.qmgr_message_recipient_limit * share
         )
 
-    def look_at(self, id: int) -> None:
-        """A message whose turn has come: read its envelope and see what can be done."""
+    def look_at(self, id: int, domain: str = "") -> None:
+        """A message whose turn has come: read its envelope and see what can be done.
+
+        `domain`: it was asked for as one with a recipient there, which only the envelope tells for certain.
+        """
         flags = self._waiting.flags(id)
         try:
             envelope = self._spool.envelope(id)
@@ -143,6 +136,11 @@ class Dispatch:
             self._waiting.drop(id)
             if id not in self.active:
                 self.accounts.passed_over(id)
+            return
+        if domain and not has_domain(envelope, domain):
+            self.accounts.passed_over(id)
+            due = self._clock.monotonic() + still_to_wait(envelope, self._configuration.settings, self._clock)
+            self._waiting.move(id, Stand.LATER, flags & ~Flag.FLUSHED, due=due)
             return
         self.consider(envelope, flags & ~(Flag.QUIET | Flag.KEPT))
 
@@ -189,11 +187,11 @@ class Dispatch:
         """See `active.goes_to`."""
         return goes_to(self._route, envelope, site)
 
-    def _suspend(self, active: Active) -> tuple[set[Site], set[Flag]]:
+    def _suspend(self, active: Active) -> tuple[set[Site], set[int]]:
         """Take out what is kept and what goes to dead sites. All sites of the message, and whose doing it is."""
         now = self._clock.monotonic()
         sites: set[Site] = set()
-        sides: set[Flag] = set()
+        sides: set[int] = set()
         parts = []
         for part in active.parts:
             site = self._sites.of(part.route)
@@ -224,13 +222,13 @@ class Dispatch:
         settings = self._configuration.settings
         return max(settings.minimal_backoff_time, settings.maximal_backoff_time)
 
-    def _must_tell(self, active: Active, quiet: Flag, sides: set[Flag]) -> bool:
+    def _must_tell(self, active: Active, quiet: int, sides: set[int]) -> bool:
         """Whether the envelope has to change although nothing was tried."""
         if sides != {quiet}:
             return True
         return self._pressing(active.envelope, quiet)
 
-    def _pressing(self, envelope: Envelope, quiet: Flag) -> bool:
+    def _pressing(self, envelope: Envelope, quiet: int) -> bool:
         """Whether a message's time has come, so that it must not wait on unread."""
         settling = self._settling()
         return settling.late(envelope) or (quiet is Flag.PEER_SIDE and settling.expires(envelope))
@@ -244,7 +242,7 @@ class Dispatch:
     def _room_for(self, site: Site) -> bool:
         return self.room(proven=site.proven(self._clock.monotonic()))
 
-    def _park(self, active: Active, quiet: Flag) -> None:
+    def _park(self, active: Active, quiet: int) -> None:
         """No part can begin: wait in the lines of its sites, out of hand."""
         envelope = active.envelope
         self._waiting.add(envelope.id, domains(envelope), stand=Stand.PARKED, flags=active.flags | quiet)
@@ -327,6 +325,7 @@ class Dispatch:
         site = self._sites.of(part.route)
         slot = self._slots.take(site)
         uplink = self._keep.begin(site, active.envelope.size)
+        self.opened += not site.running
         site.running += 1
         active.running += 1
         self.spawn(self._attempt(active, part, site, slot, uplink))
@@ -441,9 +440,3 @@ class Dispatch:
             self._waiting.add(envelope.id, domains(envelope), due=due, flags=active.lasting)
             if active.asked or result.again:
                 self._again(envelope.id, Flag.FLUSHED if active.asked else Flag.NONE)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        EXCEPTIONS.add()
-        log.error("error: unexpected trouble in the queue", exc_info=error)

@@ -16,7 +16,7 @@ from typing import Final
 from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
-from edgemail.relay.queue.active import domains
+from edgemail.relay.queue.active import domains, has_domain
 from edgemail.relay.queue.dispatch import Dispatch
 from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.ledger import Ledger
@@ -43,7 +43,7 @@ class Orders:
         dispatch: Dispatch,
         ledger: Ledger,
         timeline: Timeline,
-        again: Callable[[int, int], None],
+        again: Callable[..., None],
         accepted: Callable[[Envelope], None],
     ) -> None:
         self._spool = spool
@@ -55,6 +55,31 @@ class Orders:
         self._timeline = timeline
         self._again = again
         self._accepted = accepted
+
+    def flush_domain(self, domain: str) -> int | None:
+        """As `flush` of a domain, without waiting: None where envelopes have to be read to know what is meant.
+
+        Its first messages may be looked at when this returns, the others a moment later.
+        """
+        found = self._known(domain)
+        if found is None:
+            return None
+        self._dispatch.flushes += 1
+        ids = self._waiting.by_rank(found)
+        count = self._ask(ids[:PIECE], domain)
+        if len(ids) > PIECE:
+            self._dispatch.spawn(self._ask_later(ids[PIECE:], domain))
+            count = len(ids)
+        self._ask_active(None, domain, None)
+        return count
+
+    def _known(self, domain: str) -> array[int] | None:
+        """What the index knows of a domain's mail, in order of id; None where it does not know all."""
+        if self._waiting.of_many():
+            return None
+        if domain.startswith("@"):
+            return self._waiting.below(domain[1:])
+        return self._waiting.of_domain(domain)
 
     async def flush(
         self, ids: Collection[int] | None, domain: str | None, site: str | None, account: Flush | None
@@ -69,19 +94,37 @@ class Orders:
         if account is not None:
             account.begin(found)
             self._dispatch.accounts.open.append(account)
+        count = await self._ask_all(self._waiting.by_rank(found), domain or "", account)
+        self._ask_active(ids, domain, site)
+        return count
+
+    async def _ask_all(self, ids: array[int], domain: str, account: Flush | None = None) -> int:
+        """Let messages be looked at as soon as there is time, a piece at a time; how many there are."""
         count = 0
-        for number, mail in enumerate(self._waiting.by_rank(found), 1):
-            if number % PIECE == 0:
+        for first in range(0, len(ids), PIECE):
+            if first:
                 await asyncio.sleep(0)
+            count += self._ask(ids[first : first + PIECE], domain, account)
+        return count
+
+    async def _ask_later(self, ids: array[int], domain: str) -> None:
+        await self._ask_all(ids, domain)
+
+    def _ask(self, ids: Iterable[int], domain: str, account: Flush | None = None) -> int:
+        count = 0
+        for mail in ids:
             if mail in self._waiting:
-                self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH)
+                self._again(mail, Flag.FLUSHED | self._waiting.flags(mail) & Flag.FRESH, domain)
                 count += 1
             elif account is not None and mail not in self._dispatch.active:
                 account.passed_over(mail)  # it is gone, or on hold
+        return count
+
+    def _ask_active(self, ids: Collection[int] | None, domain: str | None, site: str | None) -> None:
+        """What is in hand and meant, and has something that is not tried, comes again at the end of its round."""
         for active in tuple(self._dispatch.active.values()):
             if active.suspended and not active.busy and (ids is None or active.id in ids):
                 active.asked = active.asked or self._matches(active.id, domain, site)
-        return count
 
     def leave(self, account: Flush) -> None:
         """Nobody waits for this account any more."""
@@ -89,14 +132,14 @@ class Orders:
             self._dispatch.accounts.open.remove(account)
 
     async def _meant(self, ids: Collection[int] | None, domain: str | None, site: str | None) -> array[int]:
-        """The messages that wait now and are meant, in order of id."""
-        found: Iterable[int]
-        if ids is not None:
-            found = list(ids)
-        elif domain is not None and not domain.startswith("@"):
-            found = list(self._waiting.of_domain(domain))
-        else:
-            found = self._waiting.ids()
+        """The messages that wait now and are meant, in order of id. What only the envelope tells is read there."""
+        found: Iterable[int] = self._waiting.ids() if ids is None else list(ids)
+        if ids is None and domain is not None and site is None:
+            known = self._known(domain)
+            if known is not None:
+                return known
+            if not domain.startswith("@"):
+                found = self._candidates(domain)
         meant = array("Q")
         for number, mail in enumerate(found, 1):
             if number % PIECE == 0:
@@ -105,17 +148,21 @@ class Orders:
                 meant.append(mail)
         return array("Q", sorted(meant))
 
+    def _candidates(self, domain: str) -> array[int]:
+        """Messages that may have a recipient in a domain."""
+        return self._waiting.of_domain(domain) + self._waiting.of_many()
+
     def waits(self, names: Collection[str]) -> bool:
         """Whether there is mail for one of these domains that a flush would try."""
         if self._in_hand(names):
             return True
-        found = ((mail, name) for name in names for mail in self._waiting.of_domain(name))
+        found = ((mail, name) for name in names for mail in self._candidates(name))
         return any(mail in self._waiting and self._matches(mail, name, None) for mail, name in found)
 
     def pressing(self, names: Collection[str]) -> bool:
         """Whether mail for one of these domains is under way, or waits for its turn and nothing else."""
         soon = (Stand.LANE, Stand.PARKED)
-        found = (mail for name in names for mail in self._waiting.of_domain(name))
+        found = (mail for name in names for mail in self._candidates(name))
         return self._in_hand(names) or any(self._waiting.stand(mail) in soon for mail in found)
 
     def _in_hand(self, names: Collection[str]) -> bool:
@@ -285,7 +332,4 @@ class Orders:
             return False
         if site is not None:
             return self._dispatch.goes_to(envelope, site.lower())
-        name = (domain or "").lower().removeprefix("@")
-        found = {each.lower() for each in domains(envelope)}
-        below = (domain or "").startswith("@") and any(each.endswith("." + name) for each in found)
-        return name in found or below
+        return has_domain(envelope, domain or "")

@@ -8,6 +8,7 @@ anew over the same spool at any moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
@@ -19,7 +20,8 @@ from edgemail.clock import Clock
 from edgemail.envelope import Envelope
 from edgemail.errors import Kind
 from edgemail.relay.queue.active import Router, domains
-from edgemail.relay.queue.dispatch import EXCEPTIONS, Deliver, Dispatch
+from edgemail.relay.queue.dispatch import Deliver, Dispatch
+from edgemail.relay.queue.errands import EXCEPTIONS
 from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.keep import Keep
 from edgemail.relay.queue.ledger import Ledger
@@ -32,7 +34,7 @@ from edgemail.relay.queue.settle import Settling
 from edgemail.relay.queue.sites import Sites, SiteStatus
 from edgemail.relay.queue.slots import Slots
 from edgemail.relay.queue.timers import Timers
-from edgemail.relay.queue.waiting import Flag, Line, Stand, Waiting, ranked
+from edgemail.relay.queue.waiting import Asked, Flag, Line, Stand, Waiting, ranked
 from edgemail.settings import Configuration, Settings
 from edgemail.spool.verbs import Spool
 
@@ -71,11 +73,12 @@ class Scheduler:
         self._timers = Timers(clock)
         self._waiting = Waiting()
         self._arrivals: deque[Envelope] = deque()
-        self._new, self._flushed, self._backlog = Line(), Line(), Line()
+        self._new, self._flushed, self._backlog = Line(), Asked(), Line()
         self._turn = 0
         self._run_at = clock.monotonic()  # the next queue run
         self._run_from: int | None = None  # the id at which the one under way goes on
         self._event = asyncio.Event()
+        self._calm = False  # nothing wakes the loop: it is woken in a moment
         self._loaded = asyncio.Event()  # all that the spool held at the start is known
         self._old = 0  # messages with lower ids were there at the start; 0 = not known yet
         self._stopping = False
@@ -113,7 +116,7 @@ class Scheduler:
             notices=self._notices,
             settling=self._settling,
             again=self._look_again,
-            wake=self._event.set,
+            wake=self._wake,
             keep=self._keep,
             pauses=self._pauses,
         )
@@ -194,19 +197,25 @@ class Scheduler:
         """Serve until `stop`."""
         while not self._stopping:
             self._event.clear()
-            try:
-                pause = self.look()
-            except Exception:
-                EXCEPTIONS.add()
-                log.exception("error: unexpected trouble in the queue")
-                pause = 1.0
+            pause = self._look()
             if pause <= 0:
                 await asyncio.sleep(0)
                 continue
-            try:
-                await asyncio.wait_for(self._event.wait(), pause)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._event.wait()
+
+    def _wake(self) -> None:
+        if not self._calm:
+            self._event.set()
+
+    def _look(self) -> float:
+        try:
+            return self.look()
+        except Exception:
+            EXCEPTIONS.add()
+            log.exception("error: unexpected trouble in the queue")
+            return 1.0
 
     async def stop(self, grace: float) -> None:
         """Begin no more deliveries; those under way have `grace` seconds. What is not finished is tried again later."""
@@ -234,9 +243,12 @@ class Scheduler:
         now = self._clock.monotonic()
         self._queue_run(now)
         self._dispatch.turn()
+        opened = self._dispatch.opened
         for _ in range(LOOKS):
             if not self._take_next():
                 break
+            if self._dispatch.opened > opened:
+                return 0.0  # a connection is to be made: what else is due can be looked at while that is under way
         else:
             return 0.0
         if self._run_from is not None:
@@ -261,11 +273,14 @@ class Scheduler:
         self._backlog.extend(found)
         self._run_from = following or None
 
-    def _look_again(self, id: int, flags: int = Flag.NONE) -> None:
-        """A message that waits, to be looked at as soon as there is time."""
+    def _look_again(self, id: int, flags: int = Flag.NONE, domain: str = "") -> None:
+        """A message that waits, to be looked at as soon as there is time; `domain`: see `Dispatch.look_at`."""
         self._waiting.move(id, Stand.LANE, flags)
-        (self._flushed if flags & Flag.FLUSHED else self._backlog).append(id)
-        self._event.set()
+        if flags & Flag.FLUSHED:
+            self._flushed.append(id, domain)
+        else:
+            self._backlog.append(id)
+        self._wake()
 
     def _take_next(self) -> bool:
         """Look at one message; False when there is none, or no room for it."""
@@ -285,9 +300,10 @@ class Scheduler:
             if lane is self._flushed and self._waiting.parked >= 2 * ahead:
                 continue
             while lane:
+                domain = self._flushed.domain if lane is self._flushed else ""
                 mail = lane.pop()
                 if self._waiting.stand(mail) is Stand.LANE:
-                    self._dispatch.look_at(mail)
+                    self._dispatch.look_at(mail, domain)
                     return True
         return False
 
@@ -364,6 +380,21 @@ class Scheduler:
         await self._loaded.wait()
         self._settle_arrivals()
         return await self._orders.flush(ids, domain, site, account)
+
+    def flush_at_once(self, domain: str) -> int | None:
+        """See `Orders.flush_domain`; the first delivery has begun when it returns. None where `flush` must be awaited."""
+        if not self._loaded.is_set() or self._stopping:
+            return None
+        self._settle_arrivals()
+        self._calm = True  # what is not looked at here comes when the first connection is under way
+        try:
+            count = self._orders.flush_domain(domain)
+            if count:
+                self._look()
+        finally:
+            self._calm = False
+            asyncio.get_running_loop().call_soon(self._event.set)
+        return count
 
     def leave(self, account: Flush) -> None:
         """See `Orders.leave`."""

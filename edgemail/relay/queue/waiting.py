@@ -1,22 +1,27 @@
 """What waits, in memory: for each message an id, when it is due, a mark of its domains, where it stands. No envelopes.
 
 Owns the index of waiting mail, 22 bytes a row in arrays sorted by id; a message has a row for each of its recipients'
-domains. Pure and synchronous; times are those of the monotonic clock. Never reads the spool.
+domains. The domains that wait are known by name too, each once, as long as they are no more than NAMES. Pure and
+synchronous; times are those of the monotonic clock. Never reads the spool.
 """
 
 from __future__ import annotations
 
+import sys
 import zlib
 from array import array
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 DOMAINS: Final = 8  # limit: domains of one message that the index knows; with more, a flush of any domain looks at it
 SLICE: Final = 4096  # limit: rows of the index that a queue run looks at in one piece
+NAMES: Final = 4096  # limit: domains that the index knows by name; of more, a flush of "@domain" reads what waits
 
 EVERY_DOMAIN: Final = 0  # the mark of a message with more domains than that
+MANY_NAMES: Final = ""  # for two domains that have one mark
 NEVER: Final = float("inf")
 _KIND: Final = 3
 
@@ -30,17 +35,17 @@ class Stand(IntEnum):
     EXTRA = 3  # a further row of a message, for another domain
 
 
-class Flag(IntFlag):
-    """What else is known of a message that is due."""
+class Flag:
+    """What else is known of a message that is due: bits of plain numbers, for they are asked for all the time."""
 
-    NONE = 0
-    FLUSHED = 4  # somebody asked for it: the dead-site list does not count
-    FRESH = 8  # it came in since the start and has not been tried
-    OWN_SIDE = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
-    PEER_SIDE = 32  # the same, and the envelope says that it is the site's doing
-    KEPT = 64  # it is on demand, or waits for a link
-    RANK = 896  # three bits: how soon it goes, see `rank`
-    QUIET = 48  # either of the two: it may wait on without its envelope being read or written
+    NONE: Final = 0
+    FLUSHED: Final = 4  # somebody asked for it: the dead-site list does not count
+    FRESH: Final = 8  # it came in since the start and has not been tried
+    OWN_SIDE: Final = 16  # it goes to one site, and its envelope says that this site waits for this box's own side
+    PEER_SIDE: Final = 32  # the same, and the envelope says that it is the site's doing
+    KEPT: Final = 64  # it is on demand, or waits for a link
+    RANK: Final = 896  # three bits: how soon it goes, see `rank`
+    QUIET: Final = 48  # either of the two: it may wait on without its envelope being read or written
 
 
 RANK_SHIFT: Final = 7
@@ -96,10 +101,40 @@ class Line:
         self._first = 0
 
 
+class Asked:
+    """Ids that somebody asked for, in order, each with the domain for which that was, "" for another reason."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self) -> None:
+        self._runs: deque[tuple[str, Line]] = deque()  # none of them empty
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def append(self, id: int, domain: str = "") -> None:
+        if not self._runs or self._runs[-1][0] != domain:
+            self._runs.append((domain, Line()))
+        self._runs[-1][1].append(id)
+
+    @property
+    def domain(self) -> str:
+        """That of the first one."""
+        return self._runs[0][0]
+
+    def pop(self) -> int:
+        """The first one. IndexError when there is none."""
+        line = self._runs[0][1]
+        mail = line.pop()
+        if not line:
+            self._runs.popleft()
+        return mail
+
+
 class Waiting:
     """The index. `fresh` and `parked` are counts: of messages never tried, and of parked ones that are not fresh."""
 
-    __slots__ = ("_due", "_extras", "_ids", "_marks", "_states", "fresh", "parked")
+    __slots__ = ("_due", "_extras", "_ids", "_marks", "_names", "_ranked", "_states", "_unnamed", "fresh", "parked")
 
     def __init__(self) -> None:
         self._ids = array("Q")
@@ -107,6 +142,9 @@ class Waiting:
         self._marks = array("I")
         self._states = array("H")
         self._extras = 0
+        self._names: dict[int, tuple[str, int]] = {}  # by mark: the domain, and how many rows have it
+        self._unnamed = 0  # rows of domains that are not among those
+        self._ranked = False  # whether there was ever a message of another rank than 0
         self.fresh = 0
         self.parked = 0
 
@@ -128,13 +166,14 @@ class Waiting:
     ) -> None:
         """Put a message in, in the place of what was known of it."""
         self.drop(id)
-        marks = list(dict.fromkeys(mark(domain) for domain in domains))
+        marks = {mark(domain): domain for domain in domains}
         if len(marks) > DOMAINS or not marks:
-            marks = [EVERY_DOMAIN]
+            marks = {EVERY_DOMAIN: MANY_NAMES}
         row = len(self._ids)
         if row and id < self._ids[-1]:
             row = bisect_left(self._ids, id)
-        for place, each in enumerate(marks):
+        for place, (each, domain) in enumerate(marks.items()):
+            self._name(each, domain)
             self._ids.insert(row + place, id)
             self._due.insert(row + place, NEVER)
             self._marks.insert(row + place, each)
@@ -153,6 +192,8 @@ class Waiting:
         while end < len(self._ids) and self._ids[end] == id:
             end += 1
         self._extras -= end - row - 1
+        for each in self._marks[row:end]:
+            self._unname(each)
         for column in (self._ids, self._due, self._marks, self._states):
             del column[row:end]
         return True
@@ -191,23 +232,65 @@ class Waiting:
 
     def by_rank(self, ids: array[int]) -> array[int]:
         """The same messages, the lower ranks first, each rank in the order in which it came."""
+        if not self._ranked:
+            return ids
         ranks: dict[int, array[int]] = {}
         for mail in ids:
             ranks.setdefault(rank(self.flags(mail)), array("Q")).append(mail)
         return ids if len(ranks) < 2 else sum((ranks[each] for each in sorted(ranks)), array("Q"))
 
-    def of_domain(self, domain: str) -> Iterator[int]:
-        """Messages with a recipient in `domain`, and some that may have one."""
-        row = -1
-        for wanted in (mark(domain), EVERY_DOMAIN):
-            found = []
-            try:
-                while True:
-                    row = self._marks.index(wanted, row + 1)
-                    found.append(self._ids[row])
-            except ValueError:
-                row = -1
-            yield from found
+    def of_domain(self, domain: str) -> array[int]:
+        """Messages with a recipient in `domain`; seldom another, whose domain has the same mark."""
+        return array("Q", (self._ids[row] for row in self._rows_of(mark(domain))))
+
+    def of_many(self) -> array[int]:
+        """Messages with recipients in more domains than the index knows of each."""
+        if EVERY_DOMAIN not in self._names and not self._unnamed:
+            return array("Q")
+        return array("Q", (self._ids[row] for row in self._rows_of(EVERY_DOMAIN)))
+
+    def below(self, domain: str) -> array[int] | None:
+        """The same as `of_domain` for a domain and those below it; None when not all that wait are known by name."""
+        if self._unnamed:
+            return None
+        name = domain.lower()
+        wanted = {
+            each
+            for each, (known, _) in self._names.items()
+            if known == name or known.endswith("." + name) or (known == MANY_NAMES and each != EVERY_DOMAIN)
+        }
+        found = (mail for mail, each in zip(self._ids, self._marks, strict=True) if each in wanted)
+        return array("Q", dict.fromkeys(found) if wanted else ())
+
+    def _rows_of(self, wanted: int) -> list[int]:
+        """The rows with a mark: looked for as octets, which takes a tenth of what numbers take, 2 ns a row."""
+        octets, sought = self._marks.tobytes(), wanted.to_bytes(self._marks.itemsize, sys.byteorder)
+        size, rows, at = len(sought), [], octets.find(sought)
+        while at >= 0:
+            row, beside = divmod(at, size)
+            if not beside:
+                rows.append(row)
+            at = octets.find(sought, at - beside + size)
+        return rows
+
+    def _name(self, each: int, domain: str) -> None:
+        """One more row has this mark."""
+        known = self._names.get(each)
+        if known is None and len(self._names) >= NAMES:
+            self._unnamed += 1
+            return
+        name = domain.lower()
+        self._names[each] = (name, 1) if known is None else (name if known[0] == name else MANY_NAMES, known[1] + 1)
+
+    def _unname(self, each: int) -> None:
+        """One row less."""
+        known = self._names.get(each)
+        if known is None:
+            self._unnamed -= 1
+        elif known[1] > 1:
+            self._names[each] = known[0], known[1] - 1
+        else:
+            del self._names[each]
 
     def _row(self, id: int) -> int:
         row = bisect_left(self._ids, id)
@@ -216,6 +299,7 @@ class Waiting:
     def _set(self, row: int, stand: Stand, flags: int, due: float) -> None:
         self._count(self._states[row], -1)
         self._states[row] = stand | flags
+        self._ranked = self._ranked or flags & Flag.RANK > 0
         self._count(stand | flags, 1)
         self._due[row] = due if stand is Stand.LATER else NEVER
 

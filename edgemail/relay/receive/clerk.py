@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.counters import Counter
 from edgemail.envelope import Disposal, Envelope, Origin, Recipient
-from edgemail.errors import EdgemailError, SpoolError, TableError
+from edgemail.errors import SpoolError, TableError
+from edgemail.relay.receive import etrn
 from edgemail.relay.receive.arrival import Arrival
 from edgemail.relay.receive.limits import Visit
 from edgemail.relay.receive.policy import Client
@@ -213,7 +214,7 @@ class Clerk:
         if isinstance(event, AuthResponse):
             return replies.AUTH_ABORTED if event.data is None else await self._login(event.data)
         if isinstance(event, Etrn):
-            return await self._etrn(event)
+            return await etrn.after_all(self, event)
         if isinstance(event, Atrn):
             return self._atrn(event)
         if isinstance(event, Hello | Reset):  # with a message in hand
@@ -339,22 +340,6 @@ class Clerk:
 
     # ---- what waits for a site
 
-    async def _etrn(self, event: Etrn) -> Reply:
-        """RFC 1985: the mail of a site that is not always there, for it is there now."""
-        node, flush = event.argument, self.reception.flush
-        refusal = self.service.policy.etrn_refusal(self.client, node) or self.visit.at_etrn(node)
-        if refusal is not None or flush is None:
-            return refusal or replies.ETRN_UNABLE
-        try:
-            count = await flush(node)
-        except EdgemailError as error:
-            self.service.log.warning("warning: %s: ETRN %s: %s", self.label, node, error)
-            return replies.ETRN_UNABLE
-        if count is None:
-            return replies.ETRN_UNABLE
-        self.service.log.info("etrn from %s: %s, %d messages", self.label, node, count)
-        return replies.ETRN_STARTED
-
     def _atrn(self, event: Atrn) -> Reply:
         """RFC 2645: the client takes its mail over this very connection; `turning` says how."""
         turn = self.reception.turn
@@ -435,6 +420,7 @@ _AT_ONCE: Final[dict[type, Callable[[Clerk, Any], Reply | None]]] = {
     Reset: Clerk._reset,
     Noop: Clerk._said,
     Bad: Clerk._said,
+    Etrn: etrn.at_once,
     Vrfy: lambda clerk, event: replies.verified(event.argument),
     Quit: lambda clerk, event: replies.BYE,
 }

@@ -42,6 +42,8 @@ class Reception:
     flush: Callable[[str], Awaitable[int | None]] | None = None
     # ETRN: try what waits for a domain, "@" and a domain for those below it too, or "#" and a queue; how many messages
     # that are, None where there is no such queue
+    flush_at_once: Callable[[str], int | None] = lambda node: None
+    # the same where it takes no waiting; None, and nothing is done, where it does
     turn: Callable[[str, str, Sequence[str]], Turning | Reply] | None = None
     # ATRN: for a user at an address and these domains, or all that are the user's; or why not
 

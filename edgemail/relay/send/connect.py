@@ -218,6 +218,11 @@ async def connect(places: Sequence[Place], port: int, seconds: float, via: Via |
     """The first address of `places` that answers, each given `seconds`, the next started when the last has failed or
     after CONNECT_STAGGER (RFC 8305 5). Raises Unreached; the losers are closed. `via`: the uplink that it keeps to.
     """
+    if len(places) == 1:  # there is nothing to race against
+        try:
+            return await _dial(places[0], port, seconds, via), places[0]
+        except OSError as failure:
+            raise Unreached({places[0]: failure}) from failure
     loop = asyncio.get_running_loop()
     waiting = list(places)
     errors: dict[Place, OSError] = {}
