@@ -382,7 +382,7 @@ class Scheduler:
         return await self._orders.flush(ids, domain, site, account)
 
     def flush_at_once(self, domain: str) -> int | None:
-        """See `Orders.flush_domain`; the first delivery has begun when it returns. None where `flush` must be awaited."""
+        """See `Orders.flush_domain`; the first delivery has begun when it returns. None where only `flush` will do."""
         if not self._loaded.is_set() or self._stopping:
             return None
         self._settle_arrivals()
