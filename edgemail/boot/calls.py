@@ -16,6 +16,7 @@ from typing import Any, Final
 from edgemail.boot.control import Channel, Refused, Verb
 from edgemail.boot.frames import EX_TEMPFAIL, EX_UNAVAILABLE
 from edgemail.clock import Clock
+from edgemail.relay.queue.link import Answer
 from edgemail.relay.receive.listen import Server
 from edgemail.relay.receive.policy import Policy
 from edgemail.relay.receive.service import Service
@@ -38,13 +39,29 @@ ALIVE_SECONDS: Final = 60.0  # limit: seconds until a command that waits hears t
 
 
 ASK_LATER: Final = frozenset({421, 451, 458})  # RFC 2645 5.2.1, RFC 1985 5.3: the same may work later
+NO_MAIL: Final = 453  # RFC 2645 5.2.1: nothing waits there
+
+Heard = Callable[[str, str, str, Answer, str], None]  # link, verb, host, what was answered, in which words
+
+
+def _nobody(link: str, verb: str, host: str, answer: Answer, words: str) -> None:
+    """Nobody hears of it."""
 
 
 @dataclass(slots=True)
-class Trouble:
-    """What became of asking."""
+class Asking:
+    """What becomes of asking."""
 
-    temporary: bool = False
+    answer: Answer = Answer.OK
+    words: str = ""
+
+    def replied(self, replies: Sequence[Reply], words: str) -> None:
+        """The provider has answered."""
+        self.words = words
+        if any(reply.code in ASK_LATER for reply in replies):
+            self.answer = Answer.LATER
+        elif not all(reply.positive or reply.code == NO_MAIL for reply in replies):
+            self.answer = Answer.REFUSED
 
 
 class Calls:
@@ -57,16 +74,20 @@ class Calls:
         clock: Clock,
         configuration: Callable[[], Configuration],
         send_up: Callable[[str, Session], Awaitable[None]],
+        *,
+        heard: Heard = _nobody,
     ) -> None:
         """`server`: it takes the mail that ATRN brings, as it does that of its own listeners.
 
-        `send_up`: sends what waits for that very next hop, before the sides are changed.
+        `send_up`: sends what waits for that very next hop, before the sides are changed. `heard`: of each ask over a
+        link.
         """
         self._caller = caller
         self._server = server
         self._clock = clock
         self._configuration = configuration
         self._send_up = send_up
+        self._heard = heard
 
     def verbs(self) -> dict[str, Verb]:
         """For ControlServer. They make the relay connect to whatever host they name: not for everybody."""
@@ -76,18 +97,30 @@ class Calls:
         """Ask the providers of a link for our mail; False where the same may work later. What fails is logged."""
         done = True
         if link.etrn:
-            with _trouble(link, f"etrn to {link.etrn}") as trouble:
+            with self._asking(link, "etrn", link.etrn) as asking:
                 said = await self.etrn(link.etrn, link.etrn_domains, via)
-                trouble.temporary = any(reply.code in ASK_LATER for _, reply in said)
-            done = not trouble.temporary
+                asking.replied([reply for _, reply in said], "; ".join(f"{node}: {reply}" for node, reply in said))
+            done = asking.answer is not Answer.LATER
         if link.atrn:
-            with _trouble(link, f"atrn to {link.atrn}") as trouble:
+            with self._asking(link, "atrn", link.atrn) as asking:
                 given = link.atrn_user, first_line(link.atrn_password_file), link.atrn_domains
                 reply, count = await self.atrn(link.atrn, *given, via=via)
-                log.info("link %s: atrn to %s: %d messages, %s", link.name, link.atrn, count, reply)
-                trouble.temporary = reply.code in ASK_LATER
-            done = done and not trouble.temporary
+                asking.replied([reply], f"{count} messages, {reply}")
+                log.info("link %s: atrn to %s: %s", link.name, link.atrn, asking.words)
+            done = done and asking.answer is not Answer.LATER
         return done
+
+    @contextlib.contextmanager
+    def _asking(self, link: Link, verb: str, host: str) -> Iterator[Asking]:
+        """What fails is logged; what becomes of it is told in any case, but for one that was broken off."""
+        asking = Asking()
+        try:
+            yield asking
+        except (CallFailed, ValueError, OSError) as error:
+            temporary = not isinstance(error, CallFailed) or error.temporary
+            asking.answer, asking.words = Answer.LATER if temporary else Answer.REFUSED, str(error)
+            log.warning("warning: link %s: %s to %s: %s", link.name, verb, host, error)
+        self._heard(link.name, verb, host, asking.answer, asking.words)
 
     async def etrn(self, host: str, nodes: Sequence[str], via: Via | None = None) -> list[tuple[str, Reply]]:
         """Ask HOST[:PORT] to start its queue for domains; its replies. Raises CallFailed, ValueError with a hint."""
@@ -163,16 +196,6 @@ class Calls:
         except CallFailed as failed:
             raise Refused(str(failed), EX_TEMPFAIL if failed.temporary else EX_UNAVAILABLE) from failed
         return {"code": reply.code, "reply": str(reply), "count": count}
-
-
-@contextlib.contextmanager
-def _trouble(link: Link, what: str) -> Iterator[Trouble]:
-    trouble = Trouble()
-    try:
-        yield trouble
-    except (CallFailed, ValueError, OSError) as error:
-        trouble.temporary = not isinstance(error, CallFailed) or error.temporary
-        log.warning("warning: link %s: %s: %s", link.name, what, error)
 
 
 def first_line(path: str) -> str:

@@ -118,7 +118,9 @@ def links(found: Iterable[LinkStatus]) -> Conditions:
 
 
 def _link(one: LinkStatus) -> Condition:
-    numbers = {"day_bytes": one.day_bytes, "month_bytes": one.month_bytes, "running": one.running}
+    numbers: Numbers = {"day_bytes": one.day_bytes, "month_bytes": one.month_bytes, "running": one.running}
+    for verb, ask in one.asked.items():
+        numbers |= {f"{verb}_at": ask.at, f"{verb}_result": ask.answer.value, f"{verb}_words": ask.words}
     if one.state.value == "up":
         return Condition(numbers=numbers)
     message = f"Link {one.name} is {one.state.value}: {one.reason}"

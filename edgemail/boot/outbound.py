@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from edgemail.boot.calls import Calls
+from edgemail.boot.calls import Calls, Heard
 from edgemail.boot.control import Verb
 from edgemail.boot.odmr import Find, Provider, Queue
 from edgemail.clock import Clock
@@ -38,15 +38,16 @@ class Outbound:
         own: Callable[[], frozenset[str]],
         notice: Callable[[str, str, str], None],
         stopping: asyncio.Event,
+        heard: Heard,
     ) -> None:
-        """`find`: the router's; `own`: this machine's addresses. Raises TableError."""
+        """`find`: the router's; `own`: this machine's addresses; `heard`: see `Calls`. Raises TableError."""
         now = configuration()
         self.resolver = Resolver(now, clock, own)
         self.courier = Courier(spool, clock, now, resolver=self.resolver, credentials=credentials, notice=notice)
         self._caller = Caller(clock, now, self.resolver, credentials)
         self.provider = Provider(clock, now, self.courier, find, stopping)
         self.provider.queue = queue
-        self.calls = Calls(self._caller, server, clock, configuration, send_up=self.provider.send_up)
+        self.calls = Calls(self._caller, server, clock, configuration, send_up=self.provider.send_up, heard=heard)
 
     def verbs(self) -> Mapping[str, Verb]:
         """What may be asked of it over the control socket."""

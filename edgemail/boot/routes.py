@@ -49,6 +49,10 @@ def _link(one: LinkStatus) -> dict[str, Any]:
         "budget_day": one.day_budget,
         "month_bytes": one.month_bytes,
         "budget_month": one.month_budget,
+        "asked": [
+            {"verb": verb, "host": ask.host, "at": ask.at, "result": ask.answer.value, "words": ask.words}
+            for verb, ask in sorted(one.asked.items())
+        ],
     }
 
 
@@ -76,6 +80,9 @@ def text(found: Mapping[str, Any]) -> str:
             if one[f"budget_{period}"]:
                 line += f"; {one[f'{period}_bytes']} of {one[f'budget_{period}']} bytes this {period}"
         out.append(line)
+        for ask in one["asked"]:
+            said = f"{ask['result']}: {printable(ask['words'])}" if ask["words"] else ask["result"]
+            out.append(f"  {ask['verb']} to {ask['host']} {_long(ask['at'], now)} ago: {said}")
     return "".join(line + "\n" for line in out) or "No mail has gone anywhere since the start.\n"
 
 

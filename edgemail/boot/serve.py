@@ -195,6 +195,7 @@ class Relay:
             own=own_addresses,
             notice=self.scheduler.notice,
             stopping=self.stopping,
+            heard=self.links.heard,
         )
 
     def _verbs(self) -> Mapping[str, Verb]:

@@ -38,7 +38,7 @@ def site(name: str, *, configured: bool, state: str, reason: str = "", waiting: 
 
 
 def link(name: str, state: LinkState, reason: str = "") -> LinkStatus:
-    return LinkStatus(name, "satellite", state, reason, 0.0, 0, 1_234_567, 5_000_000, 9_876_543, 0)
+    return LinkStatus(name, "satellite", state, reason, 0.0, 0, 1_234_567, 5_000_000, 9_876_543, 0, {})
 
 
 def told() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +179,13 @@ def test_mail_goes_both_ways_over_one_connection_when_the_link_comes_up(
         branch._end()
 
 
+def asked_of(branch: Relay) -> dict[str, Any]:
+    """What its link says of the last time that its provider was asked."""
+    found = json.loads(branch.run("edgemail", "routes", "--json").stdout)["links"][0]["asked"]
+    asked: dict[str, Any] = next((one for one in found if one["verb"] == "atrn"), {"result": "", "words": ""})
+    return asked
+
+
 @needs_root
 def test_a_schedule_asks_at_the_start_too(tmp_path: Path, net: Places, hub: Relay, ends: dict[str, Sink]) -> None:
     """The link was up all the time. Nothing to fetch is no failure; a refused login is a warning."""
@@ -185,6 +194,8 @@ def test_a_schedule_asks_at_the_start_too(tmp_path: Path, net: Places, hub: Rela
         branch.start()
     try:
         branch.wait_for(r"link wan: atrn to \S+: 0 messages, 453 ")
+        assert asked_of(branch)["result"] == "ok"
+        assert "0 messages, 453" in asked_of(branch)["words"]
         load(net, hub, branch, 2)
         with net.within("branch"):
             branch.restart()
@@ -195,6 +206,9 @@ def test_a_schedule_asks_at_the_start_too(tmp_path: Path, net: Places, hub: Rela
         with net.within("branch"):
             branch.restart()
         branch.wait_for(r"warning: link wan: atrn to \S+: .*535 5\.7\.8")
+        branch.wait_until(lambda: "535 5.7.8" in asked_of(branch)["words"], "words of the provider")
+        assert asked_of(branch)["result"] == "refused"
+        assert "  atrn to 198.51.100.1 " in branch.run("edgemail", "routes").stdout
         assert "Traceback" not in branch.log()
     finally:
         branch._end()

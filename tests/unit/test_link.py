@@ -18,7 +18,7 @@ from edgemail.boot import advice, config, show
 from edgemail.clock import ManualClock
 from edgemail.errors import ConfigurationError
 from edgemail.relay.queue import netlink, uplink
-from edgemail.relay.queue.link import OVERHEAD, Links, State
+from edgemail.relay.queue.link import MAX_WORDS, OVERHEAD, Answer, Links, State
 from edgemail.relay.queue.uplink import FILE_NAME, Uplinks
 from edgemail.relay.queue.window import is_open, next_change, parse_window
 from edgemail.settings import Configuration, Link, Settings
@@ -287,6 +287,31 @@ def test_accounts_survive_a_restart_and_nonsense_does_not_hurt(tmp_path: Path) -
     for nonsense in ("", "[]", "{", '{"vsat": 3}', '{"vsat": {"spent": {"day": -1}, "period": 3}}', '{"x": {}}'):
         (tmp_path / FILE_NAME).write_text(nonsense)
         asyncio.run(life(0, 0))
+
+
+def test_what_a_provider_said_last_survives_a_restart_and_not_another_provider(tmp_path: Path) -> None:
+    asks = Link("wan", interface="wan0", etrn="hub.example", etrn_domains=("ship.example",))
+    links, clock, _ = rig(asks)
+    links.heard("wan", "etrn", "hub.example", Answer.REFUSED, "ship.example: 459 no" + "x" * MAX_WORDS)
+    links.heard("gone", "etrn", "hub.example", Answer.OK, "")
+    asked = links.snapshot()[0].asked
+    said = asked["etrn"]
+    assert (said.at, said.answer, len(said.words)) == (clock.wall(), Answer.REFUSED, MAX_WORDS)
+    kept = json.loads(json.dumps(links.accounts()))
+    again, _, _ = rig(asks)
+    again.restore(kept)
+    assert again.snapshot()[0].asked == asked
+    wrong: list[object] = [3, [], ["hub.example", 1.0, "what", ""], ["hub.example", "", "ok", ""]]
+    for nonsense in ([], *({"etrn": each} for each in wrong)):
+        again, _, _ = rig(asks)
+        again.restore({"wan": {**kept["wan"], "asked": nonsense}})
+        assert again.snapshot()[0].asked == {}
+    other = Link("wan", interface="wan0", etrn="other.example", etrn_domains=("ship.example",))
+    links.reload(Configuration("", Settings(), (), links=(other,)))
+    assert links.snapshot()[0].asked == {}
+    again, _, _ = rig(other)
+    again.restore(kept)
+    assert again.snapshot()[0].asked == {}
 
 
 async def _nothing(link: Link) -> None:

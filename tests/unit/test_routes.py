@@ -12,7 +12,7 @@ from edgemail.boot.cli import main
 from edgemail.boot.routes import MAX_ROUTES, survey, text
 from edgemail.clock import RELEASE_DATE
 from edgemail.errors import Kind
-from edgemail.relay.queue.link import LinkStatus, State
+from edgemail.relay.queue.link import Answer, Ask, LinkStatus, State
 from edgemail.relay.queue.sites import SiteStatus
 from tests.desk import Running, running
 
@@ -32,7 +32,11 @@ PAUSED = site(
     "smtp:[isp.example]:587", "paused", True, reason="535 5.7.8 no\x1b[2J", status="4.7.8", kind=Kind.ROUTE,
     since=NOW - 7200, next_probe=NOW + 300, waiting=12,
 )  # fmt: skip
-VSAT = LinkStatus("vsat", "satellite", State.SPENT, "it has carried enough", NOW - 60, 0, 200, 100, 200, 0)
+ASKED = {
+    "etrn": Ask("hub.example", NOW - 300, Answer.OK, "ship.example: 250 Queuing started"),
+    "atrn": Ask("hub.example:366", NOW - 7200, Answer.LATER, "connect to hub.example[192.0.2.1]:366: \x1b[2Jno"),
+}
+VSAT = LinkStatus("vsat", "satellite", State.SPENT, "it has carried enough", NOW - 60, 0, 200, 100, 200, 0, ASKED)
 
 
 @pytest.fixture
@@ -59,6 +63,8 @@ def test_the_words() -> None:
         "smtp:[isp.example]:587: paused for 2h: 535 5.7.8 no?[2J; next probe in 5m (0 under way, 12 in line)\n"
         "smtp:example.org: up (1 under way, 0 in line)\n"
         "link vsat (satellite): spent for 1m: it has carried enough; 200 of 100 bytes this day\n"
+        "  atrn to hub.example:366 2h ago: later: connect to hub.example[192.0.2.1]:366: ?[2Jno\n"
+        "  etrn to hub.example 5m ago: ok: ship.example: 250 Queuing started\n"
     )
 
 
@@ -73,6 +79,10 @@ def test_the_command_asks_the_daemon(relay: Running, capsys: Text) -> None:
         "kind": "route", "since": NOW - 7200, "next_probe": NOW + 300, "configured": True, "running": 0, "waiting": 12,
     }  # fmt: skip
     assert found["links"][0]["state"] == "spent"
+    assert found["links"][0]["asked"][1] == {
+        "verb": "etrn", "host": "hub.example", "at": NOW - 300, "result": "ok",
+        "words": "ship.example: 250 Queuing started",
+    }  # fmt: skip
     assert found["now"] == relay.clock.wall()
     relay.stop()
     assert main(["routes"]) == 75

@@ -18,7 +18,7 @@ from edgemail.envelope import Address, Envelope, Recipient
 from edgemail.errors import Kind
 from edgemail.health.board import State
 from edgemail.health.guard import RESERVED_SESSIONS, Guards, Level, RoomGuard
-from edgemail.relay.queue.link import LinkStatus
+from edgemail.relay.queue.link import Answer, Ask, LinkStatus
 from edgemail.relay.queue.link import State as LinkState
 from edgemail.relay.queue.sites import SiteStatus
 from edgemail.relay.send.conversation import LINES, WATCHED, Conversation, Watch
@@ -196,10 +196,13 @@ def test_routes_are_bounded_and_those_that_fail_come_first() -> None:
 
 
 def test_links_in_words() -> None:
-    up = LinkStatus("lte", "lte", LinkState.UP, "", 0.0, 2, 10, 100, 0, 0)
+    asked = {"etrn": Ask("hub.example", 5.0, Answer.REFUSED, "ship.example: 459 service unavailable")}
+    up = LinkStatus("lte", "lte", LinkState.UP, "", 0.0, 2, 10, 100, 0, 0, asked)
     down = replace(up, name="fibre", state=LinkState.DOWN, reason="no carrier")
     found = components.links([up, down])
     assert found["link.lte"].state is State.OK and found["link.lte"].numbers["day_bytes"] == 10
+    said = [found["link.lte"].numbers[f"etrn_{what}"] for what in ("at", "result", "words")]
+    assert said == [5.0, "refused", "ship.example: 459 service unavailable"]
     assert found["link.fibre"].message == "Link fibre is down: no carrier"
     assert found["link.fibre"].reason == "link-down" and not found["link.fibre"].counts
 

@@ -22,6 +22,7 @@ from edgemail.via import Via
 
 log = logging.getLogger("edgemail.link")
 
+MAX_WORDS: Final = 300  # limit: characters of what a provider answered that are kept
 OVERHEAD: Final = 1024  # of each message in the accounts: commands, replies, TLS and TCP around its content
 RECHECK: Final = 3600.0  # limit: seconds until hours and budgets are looked at again, however the wall clock is set
 RECHECK_UNTRUSTED: Final = 60.0  # limit: the same, while the clock is not trusted
@@ -42,6 +43,24 @@ class State(Enum):
     SPENT = "spent"  # it works, but has carried what it may
 
 
+class Answer(Enum):
+    """What a provider made of being asked for our mail."""
+
+    OK = "ok"  # nothing waited there, or it comes
+    LATER = "later"  # it may be otherwise in a while
+    REFUSED = "refused"
+
+
+@value
+class Ask:
+    """The last time that the provider of a link was asked, by one verb."""
+
+    host: str
+    at: float  # wall clock
+    answer: Answer
+    words: str  # the provider's, or why there were none
+
+
 @value
 class LinkStatus:
     """One link as the status shows it. `since` is wall clock; budgets of 0 are none."""
@@ -56,6 +75,7 @@ class LinkStatus:
     day_budget: int
     month_bytes: int
     month_budget: int
+    asked: Mapping[str, Ask]  # by verb: "etrn", "atrn"
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +95,7 @@ class Uplink:
     addresses: tuple[str, ...] = ()  # of its interface
     spent: dict[str, int] = field(default_factory=lambda: {"day": 0, "month": 0})
     period: dict[str, str] = field(default_factory=lambda: {"day": "", "month": ""})
+    asked: dict[str, Ask] = field(default_factory=dict)  # of its providers, by verb
 
     @property
     def name(self) -> str:
@@ -144,6 +165,8 @@ class Links:
         for link in configuration.links:
             windows = tuple(parse_window(text) for text in link.windows)
             uplink = before.get(link.name) or Uplink(link, windows, self._clock.wall())
+            hosts = {"etrn": link.etrn, "atrn": link.atrn}
+            uplink.asked = {verb: ask for verb, ask in uplink.asked.items() if ask.host == hosts[verb]}
             uplink.link, uplink.windows = link, windows
             self._uplinks[link.name] = uplink
         self.review()
@@ -293,6 +316,13 @@ class Links:
         if uplink.link.budget_day or uplink.link.budget_month:
             self.review()
 
+    def heard(self, name: str, verb: str, host: str, answer: Answer, words: str) -> None:
+        """What the provider of a link said when it was asked for our mail."""
+        uplink = self._uplinks.get(name)
+        if uplink is not None:
+            uplink.asked[verb] = Ask(host, self._clock.wall(), answer, words[:MAX_WORDS])
+            self.dirty = True
+
     def times_up(self, name: str) -> int | None:
         """How often a link came up so far; None where it is not up now."""
         uplink = self._uplinks.get(name)
@@ -323,13 +353,21 @@ class Links:
                 uplink.link.budget_day,
                 uplink.spent["month"],
                 uplink.link.budget_month,
+                dict(uplink.asked),
             )
             for uplink in self._uplinks.values()
         )
 
     def accounts(self) -> dict[str, Any]:
         """What has to be kept over a restart."""
-        return {name: {"period": one.period, "spent": one.spent} for name, one in self._uplinks.items()}
+        return {
+            name: {
+                "period": one.period,
+                "spent": one.spent,
+                "asked": {verb: [ask.host, ask.at, ask.answer.value, ask.words] for verb, ask in one.asked.items()},
+            }
+            for name, one in self._uplinks.items()
+        }
 
     def restore(self, accounts: Mapping[str, Any]) -> None:
         """Take what `accounts` gave before the restart. What does not look like it is passed over."""
@@ -343,7 +381,20 @@ class Links:
                 if isinstance(bytes_, int) and not isinstance(bytes_, bool) and bytes_ >= 0:
                     uplink.spent[key] = bytes_
                     uplink.period[key] = str(period.get(key, "")) if isinstance(period, dict) else ""
+            asked = kept.get("asked")
+            for verb, host in (("etrn", uplink.link.etrn), ("atrn", uplink.link.atrn)):
+                ask = _ask_of(asked.get(verb)) if isinstance(asked, dict) else None
+                if ask is not None and ask.host == host:
+                    uplink.asked[verb] = ask
         self.review()
+
+
+def _ask_of(kept: Any) -> Ask | None:
+    """What `accounts` made of an `Ask`; None where it does not look like it."""
+    if not isinstance(kept, list) or [type(each) for each in kept] != [str, float, str, str]:
+        return None
+    host, at, answer, words = kept
+    return Ask(host, at, Answer(answer), words[:MAX_WORDS]) if answer in {each.value for each in Answer} else None
 
 
 def _fits(uplink: Uplink, size: int) -> bool:
