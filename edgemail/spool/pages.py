@@ -48,6 +48,11 @@ class Meta:
     last: int
     transaction: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether the trees begin within the file."""
+        return all(root == _NONE or 1 < root <= self.last for root in (self.free, self.main))
+
 
 @value
 class Node:
@@ -67,8 +72,15 @@ class Pages:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._file).st_size
         self.damage: list[str] = []
-        self.metas = [found for place in (0, 1) if (found := self._meta(place)) is not None]
-        self.meta = max(self.metas, key=lambda found: found.transaction, default=None)
+        metas = {place: found for place in (0, 1) if (found := self._meta(place)) is not None}
+        newest = max(metas, key=lambda place: metas[place].transaction, default=0)  # of equals LMDB takes the first
+        while newest in metas and not metas[newest].whole:
+            self._note(f"meta page {newest} is damaged")
+            del metas[newest]
+            newest = 1 - newest
+        # The older one need not be whole: where writing it failed, LMDB has put back its date, and not its trees.
+        self.metas = list(metas.values())
+        self.meta = metas.get(newest)
         self.page = self.meta.page if self.meta else os.sysconf("SC_PAGE_SIZE")
         self.claimed = bytearray(
             self.meta.last + 1 if self.meta else self.size // self.page
@@ -107,8 +119,7 @@ class Pages:
         size, *_, free = _TREE.unpack_from(raw, at)
         *_, main = _TREE.unpack_from(raw, at + _TREE.size)
         last, transaction = _LAST.unpack_from(raw, at + 2 * _TREE.size)
-        roots = all(root == _NONE or 1 < root <= last for root in (free, main))
-        if magic != _MAGIC or version != _VERSION or size != page or not roots or not _PAGE.unpack_from(raw)[2] & _META:
+        if magic != _MAGIC or version != _VERSION or size != page or not _PAGE.unpack_from(raw)[2] & _META:
             return None
         return Meta(page, free, main, last, transaction)
 

@@ -173,6 +173,45 @@ def test_damaged_meta_pages(wreck: Wreck, tmp_path: Path, metas: tuple[int, ...]
     judge_saved(directory, wreck, set(), held=True)
 
 
+def spoil_root(file: Path, meta: int) -> None:
+    """The root of the main tree behind the last page, in one meta page."""
+    overwrite(file, meta * PAGE + 16 + 24 + 48 + 40, struct.pack("=Q", 1 << 40))
+
+
+def test_a_meta_page_whose_writing_failed_is_no_damage(wreck: Wreck, tmp_path: Path) -> None:
+    """LMDB puts back the date of the one before it and leaves the trees of the one that failed; it takes the other."""
+    directory = copy(wreck, tmp_path)
+    with Pages(directory / "data.mdb") as pages:
+        dates = [each.transaction for each in pages.metas]
+    older = dates.index(min(dates))
+    spoil_root(directory / "data.mdb", older)
+    assert inspect(directory / "data.mdb", always=True) == []
+    assert opens(directory)
+    judge_saved(directory, wreck, set(), held=False)
+    directory = copy(wreck, tmp_path)
+    spoil_root(directory / "data.mdb", 1 - older)
+    assert inspect(directory / "data.mdb", always=True)[0] == f"meta page {1 - older} is damaged"
+    assert not opens(directory)
+
+
+def test_so_it_is_with_the_first_of_all(tmp_path: Path) -> None:
+    """Both meta pages of a new file are of one date, and the first counts."""
+    open_store(tmp_path / "model", MAP, ManualClock(), 0)._holder.release()
+    (tmp_path / "spool").mkdir()
+    new = bytearray((tmp_path / "model" / "data.mdb").read_bytes()[: 2 * PAGE])
+    for meta in (0, 1):
+        at = meta * PAGE + 16 + 24
+        for tree in (at, at + 48):
+            new[tree + 40 : tree + 48] = struct.pack("=Q", 2**64 - 1)
+            new[tree + 6 : tree + 40] = bytes(34)
+        new[at + 96 : at + 112] = struct.pack("=QQ", 1, 0)
+    (tmp_path / "spool" / "data.mdb").write_bytes(new)
+    assert inspect(tmp_path / "spool" / "data.mdb", always=True) == []
+    spoil_root(tmp_path / "spool" / "data.mdb", 1)
+    assert inspect(tmp_path / "spool" / "data.mdb", always=True) == []
+    assert opens(tmp_path / "spool")
+
+
 def test_a_file_that_lost_its_end(wreck: Wreck, tmp_path: Path) -> None:
     """Bodies cut off are one message's damage; pages of the trees are the file's."""
     for kept in (1, 2, 3, 40, 200, wreck.meta.last - 5):
