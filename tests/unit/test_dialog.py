@@ -137,6 +137,12 @@ def test_the_table_is_complete() -> None:
     assert set(TRANSITIONS) >= BEFORE_TLS
 
 
+# Content of DATA: anything without a dot, and lines that would be commands, one of them doubled dots before it.
+CONTENT = st.binary(max_size=20).filter(lambda content: b"." not in content) | st.lists(
+    st.sampled_from((b"QUIT", b"RSET", b"MAIL FROM:<x@y>", b"..QUIT", b"BDAT 5 LAST", b"LONG")), max_size=4
+).map(lambda lines: b"\r\n".join(lines).replace(b"LONG", b"x" * 40_000))
+
+
 class Session(RuleBasedStateMachine):
     """A client that says anything at any time, and a model of what a server has to answer."""
 
@@ -174,7 +180,7 @@ class Session(RuleBasedStateMachine):
             self.expect(RCPT, 250)
             self.recipients += 1
 
-    @rule(content=st.binary(max_size=20).filter(lambda content: b"." not in content))
+    @rule(content=CONTENT)
     def data(self, content: bytes) -> None:
         if not self.sender or self.chunks:
             self.expect(b"DATA\r\n", 503)
@@ -209,6 +215,16 @@ class Session(RuleBasedStateMachine):
         before = len(self.driver.events)
         assert len(said(self.driver, line + b"\r\n")) == 1
         assert isinstance(self.driver.events[before], Bad)
+
+    @rule(length=st.integers(1, 60_000))
+    def a_long_line(self, length: int) -> None:
+        early = said(self.driver, b"x" * length)
+        assert self.driver.dialog.buffered <= KEPT
+        assert len(early + said(self.driver, b"\r\n")) == 1
+
+    @invariant()
+    def nothing_of_the_content_was_a_command(self) -> None:
+        assert not self.driver.dialog.closed
 
     @invariant()
     def model_and_dialog_agree(self) -> None:

@@ -21,6 +21,7 @@ NAMES: Final = (
     "control",
     "http",
     "envelope",
+    "journal",
 )
 
 
