@@ -3,6 +3,10 @@
 Owns buffering, checksum and back-pressure. A message of one chunk or less is kept here until it is committed; of a
 longer one full chunks go to the back end as they fill, and are removed again if it is never committed.
 
+A chunk waits for company, the message's end best of all: a commit costs two barriers, and a message of some chunks
+should need one. Half of what a session may have on its way is sent off in any case, so that the disk works while the
+client sends.
+
 Memory: what has been written and is not in the spool yet, all messages together, and what the journal keeps in memory,
 is POOL_BYTES at most (and what one read of each session brings on top), with SMALL_ROOM above it for small ones, which
 big ones must not keep waiting.
@@ -32,18 +36,27 @@ log = logging.getLogger("edgemail.cleanup")
 POOL_BYTES: Final = 8 << 20  # limit: bytes of all messages that were received and are not in the spool yet
 SMALL_BYTES: Final = 65_536  # limit: of a message that may use SMALL_ROOM
 SMALL_ROOM: Final = 2 << 20  # limit: bytes kept for small messages when big ones have taken POOL_BYTES
-MESSAGE_CHUNKS: Final = 4  # limit: chunks of one message on their way to the disk before its session waits
+MESSAGE_CHUNKS: Final = 16  # limit: chunks of one message on their way to the disk before its session waits
 LEAST_PAGES: Final = 1  # a chunk sent early is at least this many pages
 
 
+Fate = list[SpoolError]
+
+
 class Sink(Protocol):
-    """What an intake asks of the back end. The futures resolve after the barrier; jobs are done in order."""
+    """What an intake asks of the back end. The futures resolve after the barrier; jobs are done in order.
 
-    def ship(self, id: int, part: int, chunk: bytes) -> asyncio.Future[None]:
-        """Store a chunk of a message that does not exist yet."""
+    `fate`: where the failure of a chunk is noted, by whoever does the jobs; then `finish` fails with it.
+    """
 
-    def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+    def ship(self, id: int, part: int, chunk: bytes, fate: Fate) -> asyncio.Future[None]:
+        """Store a chunk of a message that does not exist yet; it may wait a second for company."""
+
+    def finish(self, tail: Tail, envelope: Envelope, also: Change, fate: Fate) -> asyncio.Future[None]:
         """Store the last chunks, `also`, and the envelope."""
+
+    def hurry(self) -> None:
+        """What waits for company has it."""
 
     def drop(self, id: int) -> asyncio.Future[None]:
         """Remove whatever is stored of a message."""
@@ -112,7 +125,7 @@ class Pool:
 class SpoolIntake:
     """The `Intake` of both back ends."""
 
-    __slots__ = ("_buffer", "_crc", "_error", "_flying", "_id", "_parts", "_pool", "_size", "_state")
+    __slots__ = ("_buffer", "_crc", "_error", "_fate", "_flying", "_id", "_parts", "_pool", "_size", "_state")
 
     def __init__(self, pool: Pool, id: int) -> None:
         self._pool = pool
@@ -124,6 +137,7 @@ class SpoolIntake:
         self._flying = 0  # bytes of them that have not landed
         self._state = State.OPEN
         self._error: SpoolError | None = None
+        self._fate: Fate = []
         pool.intakes.add(self)
 
     @property
@@ -169,7 +183,7 @@ class SpoolIntake:
         chunk = bytes(memoryview(self._buffer)[:count])
         del self._buffer[:count]
         self._parts += 1
-        self._fly(self._pool.sink.ship(self._id, self._parts, chunk), count)
+        self._fly(self._pool.sink.ship(self._id, self._parts, chunk, self._fate), count)
 
     def _fly(self, future: asyncio.Future[None], count: int) -> None:
         self._pool.held -= count
@@ -198,9 +212,13 @@ class SpoolIntake:
         while self._error is None:
             if not self._pool.within:
                 self._pool.relieve()
+                self._pool.sink.hurry()
                 if self._size <= SMALL_BYTES and self._pool.within_extra:
                     return
-            if self._flying <= MESSAGE_CHUNKS * self._pool.chunk and (self._pool.within or not self._pool.flying):
+            bound = MESSAGE_CHUNKS * self._pool.chunk
+            if self._flying > bound // 2:
+                self._pool.sink.hurry()
+            if self._flying <= bound and (self._pool.within or not self._pool.flying):
                 return
             await self._pool.change()
         raise type(self._error)(*self._error.args)
@@ -209,18 +227,14 @@ class SpoolIntake:
         """See `Intake.commit`. A cancelled commit may or may not have been done: `abort` then makes it undone."""
         if self._state is not State.OPEN:
             raise SpoolError(f"{queue_id(self._id)}: committed after its end")
-        while self._flying and self._error is None:  # a chunk that fails must fail the message
-            await self._pool.change()
         if self._error is not None:
             raise type(self._error)(*self._error.args)
-        if self._state is not State.OPEN:
-            raise SpoolError(f"{queue_id(self._id)}: aborted before it was committed")
         kept = envelope
         if (envelope.id, envelope.size) != (self._id, self._size):
             kept = replace(envelope, id=self._id, size=self._size)
         last = (bytes(self._buffer),) if self._buffer else ()
         head = Head(self._size, self._parts + len(last), self._crc)
-        future = self._pool.sink.finish(Tail(self._id, self._parts + 1, last, head), kept, also or Change())
+        future = self._pool.sink.finish(Tail(self._id, self._parts + 1, last, head), kept, also or Change(), self._fate)
         self._state = State.COMMITTING
         self._fly(future, len(self._buffer))
         self._buffer = bytearray()

@@ -35,5 +35,11 @@ class Job:
     entry: Entry | None = None  # the same for the journal
     touches: tuple[int, ...] = ()  # messages that may stand in the journal and must not, if this is LMDB's job
     last: bool = False  # nothing at all may stand in the journal
+    fate: list[SpoolError] | None = None  # shared by jobs that stand or fall together: the first failure fails the rest
     result: Any = None
     error: SpoolError | None = None
+
+    def doom(self, error: SpoolError) -> None:
+        """It failed: those that share its fate are to fail too."""
+        if self.fate is not None:
+            self.fate.append(error)

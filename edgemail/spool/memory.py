@@ -16,7 +16,7 @@ from edgemail.clock import Clock, ManualClock
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool import layout
-from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.intake import Fate, Pool, SpoolIntake
 from edgemail.spool.layout import Head
 from edgemail.spool.records import Tail
 from edgemail.spool.register import first_id
@@ -71,10 +71,13 @@ class MemorySpool:
 
         return await self._do(steps)
 
-    def ship(self, id: int, part: int, chunk: bytes) -> asyncio.Future[None]:
-        return self._do(lambda: self._put(id, part, chunk), brings=len(chunk))
+    def ship(self, id: int, part: int, chunk: bytes, fate: Fate) -> asyncio.Future[None]:
+        return self._do(lambda: self._put(id, part, chunk), brings=len(chunk), fate=fate)
 
-    def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+    def hurry(self) -> None:
+        """Nothing waits here."""
+
+    def finish(self, tail: Tail, envelope: Envelope, also: Change, fate: Fate) -> asyncio.Future[None]:
         layout.fields_of(envelope)  # what cannot be stored is refused here too
 
         def steps() -> None:
@@ -83,12 +86,12 @@ class MemorySpool:
             self._apply(also)
             self._kept[tail.id] = (tail.head, envelope)
 
-        return self._do(steps, brings=1 + sum(map(len, tail.chunks)))
+        return self._do(steps, brings=1 + sum(map(len, tail.chunks)), fate=fate)
 
     def drop(self, id: int) -> asyncio.Future[None]:
         return self._do(lambda: self._drop(id))
 
-    def _do(self, steps: Callable[[], T], brings: int = 0) -> asyncio.Future[T]:
+    def _do(self, steps: Callable[[], T], brings: int = 0, fate: Fate | None = None) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -100,6 +103,10 @@ class MemorySpool:
                 error = SpoolError("the spool fails")
             elif brings and (self.full or brings > self.room().bytes):
                 error = SpoolFull("the spool is full")
+            elif fate:
+                error = fate[0]
+            if error is not None and fate is not None:
+                fate.append(error)
             result = steps() if error is None else None
             self.commits += error is None
             if future.cancelled():

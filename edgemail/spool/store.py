@@ -21,7 +21,7 @@ from edgemail.errors import SpoolDamaged, SpoolError
 from edgemail.reply import Reply
 from edgemail.spool import layout, records
 from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, Transaction, holder_of
-from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.intake import Fate, Pool, SpoolIntake
 from edgemail.spool.job import Need
 from edgemail.spool.journal import Journal
 from edgemail.spool.journal_file import JournalFile
@@ -186,14 +186,19 @@ class Store:
 
     # What the intakes ask for.
 
-    def ship(self, id: int, part: int, chunk: bytes) -> asyncio.Future[None]:
+    def ship(self, id: int, part: int, chunk: bytes, fate: Fate) -> asyncio.Future[None]:
         return self._writer.submit(
             lambda transaction: records.put_chunks(transaction, id, part, (chunk,)),
             cost=self._pages(len(chunk)),
             need=Need.ROOM,
+            lazy=True,
+            fate=fate,
         )
 
-    def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+    def hurry(self) -> None:
+        self._writer.hurry()
+
+    def finish(self, tail: Tail, envelope: Envelope, also: Change, fate: Fate) -> asyncio.Future[None]:
         fields = layout.fields_of(envelope)
         edit = Edit.of(also, self._clock.wall())
         # A message in one piece has nothing before it in the line, and should not wait for the pieces of big ones.
@@ -206,6 +211,7 @@ class Store:
             first=head_of_line,
             entry=self._entry(tail, fields, edit),
             touches=edit.touches,
+            fate=fate,
         )
 
     def _entry(self, tail: Tail, fields: bytes, edit: Edit) -> Entry | None:

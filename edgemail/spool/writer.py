@@ -101,6 +101,7 @@ class Writer:
         self._bound = min(BATCH_BYTES, space.reserve // 2)  # or a full spool could not even be rewritten
         self._jobs: deque[Job] = deque()
         self._urgent = 0  # of `_jobs`
+        self._hurried = False  # the others are to go now too
         self._stopping = False
         self._full = False
         self._began = 0.0  # time.monotonic(), of the transaction under way; 0.0: none
@@ -120,17 +121,19 @@ class Writer:
         entry: Entry | None = None,
         touches: tuple[int, ...] = (),
         last: bool = False,
+        fate: list[SpoolError] | None = None,
     ) -> asyncio.Future[T]:
         """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier.
 
         `first`: before all that waits; for a job that no other one prepares. `entry`: what the journal may do instead
         (the future then gives None); `touches`: the messages other than new ones that `steps` changes;
-        `last`: nothing stands in the journal when `steps` are done, and nothing will.
+        `last`: nothing stands in the journal when `steps` are done, and nothing will; `fate`: once a job with the
+        same list has failed, this one fails too.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         now = time.monotonic()
-        job = Job(steps, cost, need, loop, future, now, now + LAZY_SECONDS if lazy else 0.0, entry, touches, last)
+        job = Job(steps, cost, need, loop, future, now, now + LAZY_SECONDS if lazy else 0.0, entry, touches, last, fate)
         with self._wake:
             if self._stopping:
                 future.set_exception(SpoolError("the spool is closed"))
@@ -144,6 +147,13 @@ class Writer:
             if self._urgent or len(self._jobs) == 1 or len(self._jobs) >= LAZY_JOBS:
                 self._wake.notify()
         return future
+
+    def hurry(self) -> None:
+        """What waits for company is due."""
+        with self._wake:
+            if self._jobs and not self._urgent:
+                self._hurried = True
+                self._wake.notify()
 
     def vitals(self) -> Vitals:
         """How it does now. Takes no lock: the writer may hold it no longer than it takes to pick up its jobs."""
@@ -188,7 +198,9 @@ class Writer:
         """
         idle = time.monotonic() + IDLE_SECONDS
         with self._wake:
-            while not (self._urgent or len(self._jobs) >= LAZY_JOBS or (self._stopping and self._jobs)):
+            while not (
+                self._urgent or len(self._jobs) >= LAZY_JOBS or (self._jobs and (self._stopping or self._hurried))
+            ):
                 if self._stopping:
                     return None
                 now = time.monotonic()
@@ -200,6 +212,7 @@ class Writer:
                         return []
                     waits.append(idle - now)
                 self._wake.wait(min(waits, default=None))
+            self._hurried = False
             batch: list[Job] = []
             cost = 0
             while self._jobs and len(batch) < BATCH_JOBS and (not batch or cost + self._jobs[0].cost <= self._bound):
@@ -281,9 +294,13 @@ class Writer:
             with self._environment.write() as transaction:
                 for job in part:
                     job.result, job.error = None, None
+                    if job.fate:
+                        job.error = type(job.fate[0])(*job.fate[0].args)
+                        continue
                     if job.need in left and spent + job.cost > left[job.need]:
                         job.error = figures.short()
                         self._say(job.error)
+                        job.doom(job.error)
                         continue
                     spent += job.cost
                     job.result = job.steps(transaction)
@@ -325,6 +342,8 @@ class Writer:
         for job in part:
             # Raised in one task each: they must not share its traceback.
             job.error = type(error)(*error.args) if error is not None else job.error
+            if job.error is not None:
+                job.doom(job.error)
             loops.setdefault(job.loop, []).append(job)
         for loop, jobs in loops.items():
             try:

@@ -19,6 +19,7 @@ from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Delivery, Disposal, Envelope, Notify, Outcome, Recipient
 from edgemail.errors import SpoolError
 from edgemail.settings import Settings
+from edgemail.spool.intake import Fate
 from edgemail.spool.memory import MemorySpool
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
@@ -65,12 +66,11 @@ class Watched(MemorySpool):
         super().__init__(clock)
         self.failed: Counter[tuple[str, str]] = Counter()
 
-    def finish(self, tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
-        text = b"".join([*self._chunks.get(tail.id, {}).values(), *tail.chunks]).decode("utf-8", "replace")
-
+    def finish(self, tail: Tail, envelope: Envelope, also: Change, fate: Fate) -> asyncio.Future[None]:
         def steps() -> None:
             if tail.id not in self._kept:
                 return
+            text = b"".join(self._chunks[tail.id].values()).decode("utf-8", "replace")
             about = re.search(r"X-Edgemail-Queue-ID: (\w+)", text)
             again = "from userid" in text.partition("\r\n")[0]  # one that was requeued is no new one
             if about and not envelope.sender and not again:
@@ -81,7 +81,7 @@ class Watched(MemorySpool):
                         left = [str(r.address) for r in kept[1].recipients] if kept else []
                         assert final not in left, "the bounce is there, and what it is about as well"
 
-        future = super().finish(tail, envelope, also)
+        future = super().finish(tail, envelope, also, fate)
         if not self.full:
             noted = self._do(steps)
             noted.add_done_callback(lambda done: None if done.cancelled() else done.exception())

@@ -137,8 +137,7 @@ def test_a_cancelled_commit_can_be_made_undone(rig: Make) -> None:
         intake.write(b"x" * 3 * CHUNK)
         await intake.drain()
         task = asyncio.create_task(intake.commit(MAIL))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -23,6 +23,7 @@ from edgemail.clock import RELEASE_DATE, ManualClock
 from edgemail.envelope import Envelope
 from edgemail.errors import DiskFull, SpoolBusy, SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool import environment, layout, records, register
+from edgemail.spool import intake as intake_module
 from edgemail.spool import store as store_module
 from edgemail.spool.layout import Head, Meta
 from edgemail.spool.recover import Report, verify
@@ -188,6 +189,43 @@ def test_a_lazy_change_waits_for_company(tmp_path: Path, monkeypatch: pytest.Mon
     run(scenario())
 
 
+def test_a_message_of_some_chunks_needs_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunks wait for its end, but for no longer than a lazy change does."""
+    monkeypatch.setattr("edgemail.spool.writer.LAZY_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        rig = StoreRig(tmp_path)
+        await keep(rig.store)
+        before = rig.commits
+        intake = rig.store.intake()
+        intake.write(bytes(5 * CHUNK + 1))
+        await intake.drain()
+        await asyncio.sleep(0.1)  # a chunk that did not wait would be written by now
+        await intake.commit(MAIL)
+        assert rig.commits == before + 1
+        await rig.store.close()
+
+    run(scenario())
+
+
+def test_a_long_message_is_on_its_way_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemail.spool.writer.LAZY_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        rig = StoreRig(tmp_path)
+        await keep(rig.store)
+        before = rig.commits
+        intake = rig.store.intake()
+        for _ in range(intake_module.MESSAGE_CHUNKS + 2):
+            intake.write(bytes(CHUNK))
+            await asyncio.wait_for(intake.drain(), 10)  # for the chunks before
+        assert rig.commits > before
+        await intake.abort()
+        await rig.store.close()
+
+    run(scenario())
+
+
 # --- a transaction that fails ----------------------------------------------------------------------------------------
 
 
@@ -221,6 +259,35 @@ def test_one_bad_job_does_not_fail_its_neighbours(tmp_path: Path) -> None:
         assert list(rig.store.envelopes()) == sorted(kept, key=lambda e: e.id)
         await rig.store.close()
         assert check(tmp_path) == Report(messages=19, bytes=19 * kept[0].size)
+
+    run(scenario())
+
+
+def test_a_chunk_that_failed_fails_its_message(tmp_path: Path) -> None:
+    """The end of the message waits already when the medium refuses a chunk, and would be taken."""
+
+    async def scenario() -> None:
+        rig = StoreRig(tmp_path)
+        gate = threading.Event()
+        rig.on_commit = waiter(gate)
+        first = asyncio.create_task(keep(rig.store))
+        await asyncio.sleep(0)
+        intake = rig.store.intake()
+        intake.write(bytes(3 * CHUNK))
+        next(job for job in rig.store._writer._jobs if job.due).steps = failing  # the lazy one is the chunk
+        commit = asyncio.create_task(intake.commit(MAIL))
+        await asyncio.sleep(0)
+        gate.set()
+        kept = await first
+        with pytest.raises(SpoolError, match="a chunk fails"):
+            await commit
+        await intake.abort()
+        assert [envelope.id for envelope in rig.store.envelopes()] == [kept.id]
+        await keep(rig.store)
+        await rig.store.close()
+
+    def failing(_: Any) -> None:
+        raise SpoolError("a chunk fails")
 
     run(scenario())
 
