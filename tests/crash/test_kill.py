@@ -43,7 +43,7 @@ def tell(*words):
 async def take(also=None):
     intake = store.intake()
     tell("begun", intake.id)
-    body = os.urandom(chance.choice((0, 100, 4096, 4096, 4096, 70_000, 400_000)))
+    body = os.urandom(chance.choice((0, 100, 4096, 4096, 4096, 4096, 70_000, 400_000, 1_400_000)))
     for at in range(0, len(body), 16384):
         intake.write(body[at : at + 16384])
         await intake.drain()
@@ -161,4 +161,5 @@ def test_twenty_lives(tmp_path: Path) -> None:
         one_life(tmp_path, ledger, seed + round)
         run(aftermath(tmp_path, ledger))
     assert len(ledger.kept) > 1000
+    print(f"{ledger.half_done} half done, {ledger.replayed} replayed")
     assert ledger.half_done > 0 and ledger.replayed > 0  # otherwise the kills were too tame to mean anything
