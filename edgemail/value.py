@@ -7,10 +7,12 @@ such classes. Here a class has an `__init__` of its own and shares the rest; the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, TypeVar, dataclass_transform, overload
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, overload
+
+__all__ = ["changed", "value"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,8 @@ def value(cls: type[T] | None = None, /, *, kw_only: bool = False) -> type[T] | 
 
 def _made(cls: type[T], *, kw_only: bool) -> type[T]:
     made: Any = dataclass(slots=True, eq=False, repr=False, kw_only=kw_only)(cls)
+    names = [one.name for one in fields(made)]
+    made._names, made._all = names, attrgetter(*names) if len(names) > 1 else None
     compared = [one.name for one in fields(made) if one.compare]
     made._compared = attrgetter(*compared) if compared else type
     for name, method in _SHARED.items():
@@ -50,6 +54,17 @@ def _hash(self: Any) -> int:
 def _shown(self: Any) -> str:
     inside = ", ".join(f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if one.repr)
     return f"{type(self).__qualname__}({inside})"
+
+
+if TYPE_CHECKING:
+    from dataclasses import replace as changed
+else:
+
+    def changed(old, /, **changes):
+        """`old` with other values for some fields: `dataclasses.replace`, at a third of its price."""
+        if old._all is None:
+            return replace(old, **changes)
+        return type(old)(**(dict(zip(old._names, old._all(old), strict=True)) | changes))
 
 
 _SHARED = {"__eq__": _equal, "__hash__": _hash, "__repr__": _shown}

@@ -20,7 +20,6 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -30,6 +29,7 @@ from edgemail.spool import layout
 from edgemail.spool.layout import Head
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
+from edgemail.value import changed
 
 log = logging.getLogger("edgemail.cleanup")
 
@@ -231,7 +231,7 @@ class SpoolIntake:
             raise type(self._error)(*self._error.args)
         kept = envelope
         if (envelope.id, envelope.size) != (self._id, self._size):
-            kept = replace(envelope, id=self._id, size=self._size)
+            kept = changed(envelope, id=self._id, size=self._size)
         last = (bytes(self._buffer),) if self._buffer else ()
         head = Head(self._size, self._parts + len(last), self._crc)
         future = self._pool.sink.finish(Tail(self._id, self._parts + 1, last, head), kept, also or Change(), self._fate)

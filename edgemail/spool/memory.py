@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from edgemail.clock import Clock, ManualClock
@@ -21,6 +20,7 @@ from edgemail.spool.layout import Head
 from edgemail.spool.records import Tail
 from edgemail.spool.register import first_id
 from edgemail.spool.verbs import Change, Damaged, Room
+from edgemail.value import changed
 
 PAGE: Final = 4096
 SIZE: Final = 256 << 20  # limit: bytes that a spool in memory takes, unless the test says otherwise
@@ -127,7 +127,7 @@ class MemorySpool:
             if envelope.id in self._broken:
                 self._set_aside(envelope.id, self._broken[envelope.id])
                 continue
-            self._kept[envelope.id] = (kept[0], replace(envelope, size=kept[0].size))
+            self._kept[envelope.id] = (kept[0], changed(envelope, size=kept[0].size))
         for mail in change.remove:
             if mail in self._kept:
                 self._drop(mail)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -36,6 +35,7 @@ from edgemail.spool.takeup import lost, read_meta, take_up
 from edgemail.spool.verbs import Change, Damaged, Room
 from edgemail.spool.view import View
 from edgemail.spool.writer import Vitals, Writer
+from edgemail.value import changed
 
 log = logging.getLogger("edgemail.spool")
 
@@ -259,7 +259,7 @@ class Store:
         found = self._space.room()
         if self.journal is None:
             return found
-        return replace(found, bytes=max(0, found.bytes - self.journal.cost))  # what waits there has its room here
+        return changed(found, bytes=max(0, found.bytes - self.journal.cost))  # what waits there has its room here
 
     def figures(self) -> Figures:
         """The numbers behind `room`, for gauges."""

@@ -20,6 +20,7 @@ from edgemail.envelope import Address, Disposal, Envelope, Notify, Outcome, Reci
 from edgemail.errors import Kind
 from edgemail.relay.queue import dsn
 from edgemail.reply import Reply
+from edgemail.spool.intake import Fate
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
 from tests.queue import CONTENT, REFUSED, Rig, disposal, later, local, play, refused, sent, unreachable
@@ -555,10 +556,10 @@ def test_a_bounce_and_a_warning_at_once_are_each_written_once() -> None:
         rig.net.answers["c@example.net"] = refused
         finish, made = rig.spool.finish, []
 
-        def one_only(tail: Tail, envelope: Envelope, also: Change) -> asyncio.Future[None]:
+        def one_only(tail: Tail, envelope: Envelope, also: Change, fate: Fate) -> asyncio.Future[None]:
             made.append(envelope)
             rig.spool.failing = len(made) == 2
-            future: asyncio.Future[None] = finish(tail, envelope, also)
+            future: asyncio.Future[None] = finish(tail, envelope, also, fate)
             return future
 
         rig.spool.finish = one_only

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from edgemail.envelope import Address, Delivery, Disposal, Envelope, Outcome, Recipient, Route, Target
@@ -19,7 +19,7 @@ from edgemail.relay.queue.link import Uplink
 from edgemail.relay.queue.sites import OWN_SIDE, Site
 from edgemail.relay.queue.waiting import Flag, rank
 from edgemail.reply import Reply
-from edgemail.value import value
+from edgemail.value import changed, value
 
 log = logging.getLogger("edgemail.qmgr")
 
@@ -98,11 +98,11 @@ class Active:
     def current(self, without: Iterable[int] = ()) -> Envelope:
         """The envelope as the spool should have it now."""
         gone = self.recorded.union(without)
-        envelope = self.settled or replace(
+        envelope = self.settled or changed(
             self.envelope,
             recipients=tuple(each for index, each in enumerate(self.envelope.recipients) if index not in gone),
         )
-        return envelope if self.hold is None else replace(envelope, hold=True, hold_reason=self.hold)
+        return envelope if self.hold is None else changed(envelope, hold=True, hold_reason=self.hold)
 
     def take(self, part: Part, outcomes: Sequence[Outcome]) -> None:
         """Note what became of a part; a target of which nothing was said is our own trouble."""

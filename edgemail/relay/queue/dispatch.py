@@ -231,7 +231,7 @@ class Dispatch(Errands):
     def _pressing(self, envelope: Envelope, quiet: int) -> bool:
         """Whether a message's time has come, so that it must not wait on unread."""
         settling = self._settling()
-        return settling.late(envelope) or (quiet is Flag.PEER_SIDE and settling.expires(envelope))
+        return settling.late(envelope) or (quiet == Flag.PEER_SIDE and settling.expires(envelope))
 
     def _may_begin(self, part: Part, active: Active) -> bool:
         site = self._sites.of(part.route)

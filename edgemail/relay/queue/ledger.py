@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from edgemail.envelope import Envelope, Notify, queue_id
@@ -17,6 +16,7 @@ from edgemail.relay.queue.active import Active
 from edgemail.relay.queue.notices import Notices
 from edgemail.relay.queue.settle import Reported, Settlement, Settling, reported, wants
 from edgemail.spool.verbs import Change, Spool
+from edgemail.value import changed
 
 if TYPE_CHECKING:
     from edgemail.relay.queue.bounce import Bounces
@@ -162,7 +162,7 @@ class Ledger:
             return  # all of it was recorded before
         final = result.envelope
         if active.hold is not None:
-            final = replace(final, hold=True, hold_reason=active.hold)
+            final = changed(final, hold=True, hold_reason=active.hold)
         failed = [one for one in result.failed if wants(one.recipient, Notify.FAILURE)]
         try:
             if result.failed and not active.returned:

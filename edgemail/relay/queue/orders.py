@@ -10,7 +10,6 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
 from typing import Final
 
 from edgemail.clock import Clock
@@ -24,6 +23,7 @@ from edgemail.relay.queue.lifetime import Timeline, still_to_wait, used
 from edgemail.relay.queue.waiting import Flag, Stand, Waiting
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
+from edgemail.value import changed
 
 log = logging.getLogger("edgemail.qmgr")
 
@@ -196,7 +196,7 @@ class Orders:
     async def _hold(self, envelopes: list[Envelope], reason: str) -> list[int]:
         """Hold what waits. Between reading an envelope and taking it out of the index nothing may happen."""
         held = [
-            replace(each, hold=True, hold_reason=reason, waited=used(each, self._timeline))
+            changed(each, hold=True, hold_reason=reason, waited=used(each, self._timeline))
             for each in envelopes
             if not each.hold
         ]  # its clock stands still from now on
@@ -222,7 +222,7 @@ class Orders:
                 acted.append(mail)
         now = self._clock.wall()
         free = [
-            replace(each, hold=False, hold_reason="", next_attempt=0.0, last_attempt=now) for each in found
+            changed(each, hold=False, hold_reason="", next_attempt=0.0, last_attempt=now) for each in found
         ]  # its clock runs again from now on
         try:
             if free:

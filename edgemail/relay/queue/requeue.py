@@ -6,7 +6,6 @@ The copy and the removal of the old message are one transaction: after a power c
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from edgemail.clock import Clock
 from edgemail.dates import date
@@ -14,6 +13,7 @@ from edgemail.envelope import Envelope, queue_id
 from edgemail.errors import SpoolError
 from edgemail.settings import Settings
 from edgemail.spool.verbs import Change, Spool
+from edgemail.value import changed
 
 
 def stamp(settings: Settings, uid: int, id: int, at: float) -> bytes:
@@ -38,10 +38,10 @@ async def requeue(spool: Spool, clock: Clock, settings: Settings, envelope: Enve
     except BaseException:
         await intake.abort()
         raise
-    fresh = replace(
+    fresh = changed(
         envelope,
         id=intake.id,
-        recipients=tuple(replace(r, reason="", status="", kind=None, relay="") for r in envelope.recipients),
+        recipients=tuple(changed(r, reason="", status="", kind=None, relay="") for r in envelope.recipients),
         hold=False,
         hold_reason="",
         attempts=0,

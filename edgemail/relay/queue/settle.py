@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import replace
 from typing import Final
 
 from edgemail.clock import Clock
@@ -19,7 +18,7 @@ from edgemail.relay.queue.lifetime import Lifetime, Timeline, backoff, jittered,
 from edgemail.relay.queue.sites import OWN_SIDE
 from edgemail.reply import Reply
 from edgemail.settings import Settings
-from edgemail.value import value
+from edgemail.value import changed, value
 
 log = logging.getLogger("edgemail.qmgr")
 
@@ -127,7 +126,7 @@ class Settling:
                 expired = True
             else:
                 status = _temporary(outcome)
-                kept = replace(recipient, reason=reason(outcome), status=status, kind=outcome.kind, relay=outcome.relay)
+                kept = changed(recipient, reason=reason(outcome), status=status, kind=outcome.kind, relay=outcome.relay)
                 stay.append((index, kept))
                 deferred = deferred or index not in active.held
                 if wants(recipient, Notify.DELAY):
@@ -135,7 +134,7 @@ class Settling:
         rest, wait = self._rest(active, stay, spent, expired=expired, deferred=deferred)
         late = bool(stay) and self.lifetime.late(envelope, spent)
         return Settlement(
-            envelope=replace(rest, delay_warned=envelope.delay_warned or late),
+            envelope=changed(rest, delay_warned=envelope.delay_warned or late),
             wait=wait,
             again=bool(stay) and not deferred,
             relayed=tuple(relayed),
@@ -155,13 +154,13 @@ class Settling:
     ) -> tuple[Envelope, float]:
         """The envelope as it stays, and the seconds until it is due."""
         before, now = active.envelope, self._clock.wall()
-        rest = replace(before, recipients=tuple(recipient for _, recipient in stay))
+        rest = changed(before, recipients=tuple(recipient for _, recipient in stay))
         if not stay:
             return rest, 0.0
         wait = 0.0
         if set(active.outcomes) - set(active.suspended) - active.held:
             step = backoff(before, self._settings)
-            rest = replace(rest, attempts=before.attempts + 1, last_attempt=now, waited=spent, backoff=step)
+            rest = changed(rest, attempts=before.attempts + 1, last_attempt=now, waited=spent, backoff=step)
             wait = jittered(step, self._random)
         elif active.suspended:
             wait = max(0.0, min(active.suspended.values()) - self._clock.monotonic())
@@ -169,18 +168,18 @@ class Settling:
         if not deferred:
             wait = 0.0
         if expired:  # of those that stay none could have been delivered: their time has not begun
-            rest = replace(rest, waited=0.0)
+            rest = changed(rest, waited=0.0)
         if all(index in active.held for index, _ in stay):
-            rest = replace(rest, hold=True, hold_reason=stay[0][1].reason)
-        return replace(rest, next_attempt=now + wait), wait
+            rest = changed(rest, hold=True, hold_reason=stay[0][1].reason)
+        return changed(rest, next_attempt=now + wait), wait
 
     def _suspended(self, before: Envelope, rest: Envelope, spent: float) -> Envelope:
         """Without an attempt, its clock stops or starts where the reason has changed sides."""
         was, stands = stopped(before.recipients), stopped(rest.recipients)
         if was and not stands:
-            return replace(rest, last_attempt=self._clock.wall())
+            return changed(rest, last_attempt=self._clock.wall())
         if stands and not was:
-            return replace(rest, waited=spent)
+            return changed(rest, waited=spent)
         return rest
 
 

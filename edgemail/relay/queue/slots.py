@@ -35,6 +35,7 @@ class Turn(IntEnum):
     MORE = 4  # one more delivery to a destination that is being tried already
 
 
+TURNS: Final = tuple(Turn)
 SHARE: Final = {Turn.FRESH: 1.0, Turn.BACKLOG: 0.75, Turn.FAILING: 0.5, Turn.MORE: 0.25}  # of the trials, filled so far
 
 
@@ -153,7 +154,7 @@ class Slots:
         turn = self.turn(site, fresh=site.fresh)
         queues = self._queues.get(site.rank)
         if queues is None:
-            queues = self._queues[site.rank] = tuple({} for _ in Turn)
+            queues = self._queues[site.rank] = tuple({} for _ in TURNS)
         if site not in queues[turn]:
             self.forget(site)
             queues[turn][site] = None
@@ -167,8 +168,8 @@ class Slots:
     def next_site(self) -> Site | None:
         """A site that waits and for which there is a slot now; it waits no more. Those with mail of low rank first."""
         for rank in sorted(self._queues):
-            for turn in Turn:
-                if turn is not Turn.PROVEN and self.trials >= SHARE[turn] * self._most_trials():
+            for turn, queue in zip(TURNS, self._queues[rank], strict=True):
+                if not queue or (turn is not Turn.PROVEN and self.trials >= SHARE[turn] * self._most_trials()):
                     continue
                 for site in self._members(rank, turn):
                     if self.free(site, fresh=site.fresh):

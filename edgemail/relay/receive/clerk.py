@@ -7,7 +7,6 @@ socket and no timeout: the session has those. Every refusal that somebody may as
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from edgemail.counters import Counter
@@ -41,6 +40,7 @@ from edgemail.relay.wire.events import (
     verb_of,
 )
 from edgemail.reply import Reply
+from edgemail.value import changed
 
 if TYPE_CHECKING:
     from edgemail.relay.receive.auth import Exchange
@@ -363,7 +363,7 @@ class Clerk:
             return replies.challenge(step)
         try:
             if step is not None and await passwords.verify(step):
-                self.client = replace(self.client, user=step.user)
+                self.client = changed(self.client, user=step.user)
                 self.dialog.authenticated(step.user)
                 return replies.AUTHENTICATED
             # a name that is none of ours may be a password, typed in the wrong place
@@ -378,7 +378,7 @@ class Clerk:
 
     def forget(self) -> None:
         """STARTTLS was done: nothing that was said in clear counts (RFC 3207 4.2)."""
-        self.client = replace(self.client, user="")
+        self.client = changed(self.client, user="")
         self._exchange = None
         self._mail = None
 

@@ -75,10 +75,11 @@ class Pool(Generic[C]):
             return (connection,)
         self._idle.append(_Idle(key, connection, until))
         out = list(self.expire(now))
-        same = [idle for idle in self._idle if idle.key == key]
-        for idle in same[: max(0, len(same) - IDLE_FOR_ONE)]:
-            self._idle.remove(idle)
-            out.append(idle.connection)
+        if len(self._idle) > IDLE_FOR_ONE:
+            same = [idle for idle in self._idle if idle.key == key]
+            for idle in same[: max(0, len(same) - IDLE_FOR_ONE)]:
+                self._idle.remove(idle)
+                out.append(idle.connection)
         while len(self._idle) > IDLE_CONNECTIONS:
             out.append(self._idle.pop(0).connection)
         return tuple(out)
