@@ -26,7 +26,7 @@ DEFERRED = b"status=deferred"
 
 
 @contextlib.contextmanager
-def waiting(name: str, messages: int) -> Iterator[tuple[System, int, float]]:
+def waiting(name: str, messages: int, *, counting: bool = False) -> Iterator[tuple[System, int, float]]:
     """A system with so many messages for a next hop that refuses connections: it, that port, messages a second."""
     port = free_port()
     domains = [f"d{number}.example" for number in range(DOMAINS)]
@@ -35,7 +35,7 @@ def waiting(name: str, messages: int) -> Iterator[tuple[System, int, float]]:
         "relay_domains": str(domains).replace("'", '"'),
         "smtpd_client_connection_count_limit": "0",
     }
-    with medium() as place, SYSTEMS[name](place, settings) as system:
+    with medium() as place, SYSTEMS[name](place, settings, counting=counting) as system:
         started = time.monotonic()
         for domain in domains:
             count = messages // DOMAINS
@@ -79,9 +79,15 @@ def _sink(port: int) -> Iterator[None]:
 
 
 def flush(name: str, *, messages: int) -> Figures:
-    """From ETRN on an open session to the first and to the last MAIL at the next hop; milliseconds."""
+    """From ETRN on an open session to the first and to the last MAIL at the next hop; milliseconds.
+
+    And how many bytes are read for it, until the last of its messages is done with.
+    """
     wanted = messages // DOMAINS
-    with waiting(name, messages) as (system, port, _), socket.create_connection(("127.0.0.1", system.port)) as client:
+    with (
+        waiting(name, messages, counting=True) as (system, port, _),
+        socket.create_connection(("127.0.0.1", system.port)) as client,
+    ):
         client.recv(1000)
         client.sendall(b"EHLO client.example.com\r\n")
         client.recv(4000)
@@ -91,6 +97,7 @@ def flush(name: str, *, messages: int) -> Figures:
             times.append(time.monotonic())
             return b""  # the usual answer
 
+        sent, read = system.logged(SENT), system.spool_reads()
         hop = Sink(answers={"MAIL": note}, port=port)
         hop.start()
         try:
@@ -101,9 +108,11 @@ def flush(name: str, *, messages: int) -> Figures:
             while len(times) < wanted:
                 assert time.monotonic() - asked < SECONDS, f"{len(times)} of {wanted}"
                 time.sleep(0.001)
+            system.wait_for(SENT, sent + wanted)
+            read = system.spool_reads() - read
         finally:
             hop.end()
-    return {"first": 1000 * (times[0] - asked), "last": 1000 * (times[wanted - 1] - asked)}
+    return {"read": read / 1024, "first": 1000 * (times[0] - asked), "last": 1000 * (times[wanted - 1] - asked)}
 
 
 def _backlog(messages: int) -> Case:
@@ -127,6 +136,7 @@ def _flush(messages: int) -> Case:
     rows = (
         Row(f"ETRN to the first MAIL, 1 domain of 500, {many}", "first", "ms", 1.0),
         Row(f"ETRN to the last MAIL, 1 domain of 500, {many}", "last", "ms", 1.0),
+        Row(f"read for it, 1 domain of 500, {many}", "read", "KiB", 1.0),
     )
     return Case(f"flush {messages}", partial(flush, messages=messages), rows, once=messages > 10_000)
 

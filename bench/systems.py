@@ -11,6 +11,7 @@ import re
 import socket
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class System:
     command: Callable[..., bytes]
     stop: Callable[[], None]
     launch: Callable[[], int]  # after `stop`; the new process
+    spool_reads: Callable[[], float] = float  # bytes so far, where the system was started with `counting`
     _at: int = 0
     _counts: dict[bytes, int] = field(default_factory=dict)
 
@@ -102,13 +104,18 @@ class System:
 
 
 @contextlib.contextmanager
-def edgemail(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
-    """`settings` are Postfix's; values that are numbers or lists of TOML stay what they are."""
+def edgemail(medium: Medium, settings: Mapping[str, str], *, counting: bool = False) -> Iterator[System]:
+    """`settings` are Postfix's; values that are numbers or lists of TOML stay what they are.
+
+    `counting`: bytes of messages that are read from the spool are known, by its metrics.
+    """
     queue = medium.place / "edgemail"
     text = f'queue_directory = "{queue}"\nspool_size = "8GiB"\nsmtpd_tls_security_level = "none"\n'
     text += "".join(f"{name} = {toml(value)}\n" for name, value in settings.items())
     port = free_port()
     listener = f'[[listener]]\nname = "lan"\naddress = "127.0.0.1"\nport = {port}\n'
+    if counting:
+        listener += "[health]\nport = 0\n"
     with tempfile.TemporaryDirectory(prefix="edgemail-") as directory:
         relay = Relay(Path(directory), text, listener)
 
@@ -123,8 +130,13 @@ def edgemail(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
         def command(program: str, *arguments: str) -> bytes:
             return relay.run(program, *arguments).stdout.encode()
 
+        def spool_reads() -> float:
+            where = relay.wait_for(r"listening on \S+ port (\d+), health")[1]
+            with urllib.request.urlopen(f"http://127.0.0.1:{where}/metrics", timeout=10) as page:
+                return float(re.findall(r"(?m)^edgemail_spool_read_bytes(?:_total)? (\S+)$", page.read().decode())[0])
+
         try:
-            system = System("edgemail", port, relay.log_path, 0, command, stop, launch)
+            system = System("edgemail", port, relay.log_path, 0, command, stop, launch, spool_reads)
             system.start()
             yield system
         finally:
@@ -136,8 +148,8 @@ def toml(value: str) -> str:
 
 
 @contextlib.contextmanager
-def reference(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
-    """Postfix."""
+def reference(medium: Medium, settings: Mapping[str, str], *, counting: bool = False) -> Iterator[System]:
+    """Postfix. What it reads is counted for all its processes, by read(2): sockets and configuration are in it."""
     plain = {
         name: re.sub(r"^\[(.*)\]$", r"\1", value).replace('"', "") if value.startswith('["') else value
         for name, value in settings.items()
@@ -161,7 +173,14 @@ def reference(medium: Medium, settings: Mapping[str, str]) -> Iterator[System]:
             found.run("postfix", "start")
             return pid()
 
-        system = System("postfix", found.port, found.directory / "log", pid(), command, stop, launch)
+        def spool_reads() -> float:
+            total = 0
+            for process in system.processes():
+                with contextlib.suppress(OSError):
+                    total += int(Path(f"/proc/{process}/io").read_text().split()[1])
+            return total
+
+        system = System("postfix", found.port, found.directory / "log", pid(), command, stop, launch, spool_reads)
         yield system
     finally:
         found.stop()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from edgemail.counters import Counter
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged
 from edgemail.spool import layout, records
@@ -22,6 +23,7 @@ from edgemail.spool.layout import Head
 from edgemail.spool.verbs import Damaged
 
 ENVELOPES_PER_READ: Final = 64  # limit: envelopes decoded in one read transaction
+READ: Final = Counter("edgemail_spool_read_bytes", "Bytes read of messages one by one: envelopes and content")
 
 
 class Front(Protocol):
@@ -59,7 +61,10 @@ class View:
 
     def envelope(self, id: int) -> Envelope | None:
         record = self._record(id)
-        return None if record is None else layout.parse(id, record)[1]
+        if record is None:
+            return None
+        READ.add(by=len(record))
+        return layout.parse(id, record)[1]
 
     def envelopes(self) -> Iterator[Envelope]:
         """In order of id. What moves from the journal meanwhile is met in one place or the other, and once."""
@@ -108,6 +113,7 @@ class View:
         return self._chunks(id, layout.head_of(id, record))
 
     def _whole(self, id: int, head: Head, body: bytes) -> Iterator[bytes]:
+        READ.add(by=len(body))
         self._compare(id, head, len(body), zlib.crc32(body))
         if body:
             yield body
@@ -126,6 +132,7 @@ class View:
             chunk = self._chunk(id, part)
             if chunk is None:
                 raise SpoolDamaged(id, f"chunk {part} of {head.parts} is missing")
+            READ.add(by=len(chunk))
             size += len(chunk)
             crc = zlib.crc32(chunk, crc)
             if part == head.parts:

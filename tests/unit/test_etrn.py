@@ -139,6 +139,29 @@ def test_what_may_be_asked_for_is_passed_on() -> None:
     assert queue.asked == ["Example.COM", "@example.com", "#other"]
 
 
+def test_what_takes_no_waiting_is_not_waited_for() -> None:
+    queue, asked = Queue(), []
+
+    def at_once(node: str) -> int | None:
+        asked.append(node)
+        if node == "@example.com":
+            raise SpoolError("broken")
+        return None if node.startswith("#") else 2
+
+    async def scenario() -> list[str]:
+        async with serving(
+            reception=lambda given: replace(given, flush=queue.flush, flush_at_once=at_once), **FLUSHED
+        ) as box:
+            wire = await box.wire()
+            await wire.hello()
+            nodes = ("example.com", "example.net", "@example.com", "#other", "example.com")
+            return [await wire.say(f"ETRN {node}") for node in nodes]
+
+    assert [reply[:3] for reply in asyncio.run(scenario())] == ["250", "459", "458", "458", "250"]
+    assert asked == ["example.com", "@example.com", "#other", "example.com"], "each once, and nobody who may not"
+    assert queue.asked == ["#other"]
+
+
 def test_a_flood_is_refused_and_forgotten() -> None:
     queue = Queue()
     flood = ["ETRN example.com"] * 4

@@ -1,8 +1,7 @@
 """The queue manager: takes up what the spool holds, decides what is looked at when, and answers for the queue's verbs.
 
-Owns the lanes in which due mail waits to be looked at (new mail, what somebody flushed, the backlog: by turns, so that
-none starves another), the queue run, and the one loop that drives it all. Only the spool outlives it: it may be made
-anew over the same spool at any moment.
+Owns what goes into the lanes of due mail, the queue run, and the one loop that drives it all. Only the spool outlives
+it: it may be made anew over the same spool at any moment.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from edgemail.relay.queue.dispatch import Deliver, Dispatch
 from edgemail.relay.queue.errands import EXCEPTIONS
 from edgemail.relay.queue.flush import Flush
 from edgemail.relay.queue.keep import Keep
+from edgemail.relay.queue.lanes import Lanes
 from edgemail.relay.queue.ledger import Ledger
 from edgemail.relay.queue.lifetime import Timeline, still_to_wait
 from edgemail.relay.queue.link import Links
@@ -34,7 +35,7 @@ from edgemail.relay.queue.settle import Settling
 from edgemail.relay.queue.sites import Sites, SiteStatus
 from edgemail.relay.queue.slots import Slots
 from edgemail.relay.queue.timers import Timers
-from edgemail.relay.queue.waiting import Asked, Flag, Line, Stand, Waiting, ranked
+from edgemail.relay.queue.waiting import Flag, Stand, Waiting, ranked
 from edgemail.settings import Configuration, Settings
 from edgemail.spool.verbs import Spool
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgemail.qmgr")
 
 LOOKS: Final = 50  # limit: messages that are looked at before others on the loop have their turn
+TURNS: Final = (
+    4  # of the loop, in which a connection comes as far as to wait for a greeting, before more mail is looked at
+)
 ARRIVALS: Final = 64  # limit: envelopes of new mail kept in memory until they are looked at; of more, the ids
 PAUSE: Final = 60.0  # limit: seconds between two looks at the clock when nothing happens
 
@@ -73,8 +77,7 @@ class Scheduler:
         self._timers = Timers(clock)
         self._waiting = Waiting()
         self._arrivals: deque[Envelope] = deque()
-        self._new, self._flushed, self._backlog = Line(), Asked(), Line()
-        self._turn = 0
+        self._lanes = Lanes(self._waiting)
         self._run_at = clock.monotonic()  # the next queue run
         self._run_from: int | None = None  # the id at which the one under way goes on
         self._event = asyncio.Event()
@@ -197,9 +200,10 @@ class Scheduler:
         """Serve until `stop`."""
         while not self._stopping:
             self._event.clear()
-            pause = self._look()
+            opened, pause = self._dispatch.opened, self._look()
             if pause <= 0:
-                await asyncio.sleep(0)
+                for _ in range(TURNS if self._dispatch.opened > opened else 1):
+                    await asyncio.sleep(0)
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -208,6 +212,13 @@ class Scheduler:
     def _wake(self) -> None:
         if not self._calm:
             self._event.set()
+
+    def _wake_in(self, turns: int) -> None:
+        wake = partial(self._wake_in, turns - 1) if turns else self._wake
+        asyncio.get_running_loop().call_soon(wake)
+
+    def _due(self) -> bool:
+        return bool(self._arrivals or self._lanes)
 
     def _look(self) -> float:
         try:
@@ -247,8 +258,8 @@ class Scheduler:
         for _ in range(LOOKS):
             if not self._take_next():
                 break
-            if self._dispatch.opened > opened:
-                return 0.0  # a connection is to be made: what else is due can be looked at while that is under way
+            if self._dispatch.opened > opened and self._due():
+                return 0.0  # a connection is to be made: the others are looked at when that is under way
         else:
             return 0.0
         if self._run_from is not None:
@@ -270,16 +281,16 @@ class Scheduler:
             found = self._waiting.by_rank(found)
         for mail in found:
             self._waiting.move(mail, Stand.LANE)
-        self._backlog.extend(found)
+        self._lanes.backlog.extend(found)
         self._run_from = following or None
 
     def _look_again(self, id: int, flags: int = Flag.NONE, domain: str = "") -> None:
         """A message that waits, to be looked at as soon as there is time; `domain`: see `Dispatch.look_at`."""
         self._waiting.move(id, Stand.LANE, flags)
         if flags & Flag.FLUSHED:
-            self._flushed.append(id, domain)
+            self._lanes.flushed.append(id, domain)
         else:
-            self._backlog.append(id)
+            self._lanes.backlog.append(id)
         self._wake()
 
     def _take_next(self) -> bool:
@@ -289,23 +300,10 @@ class Scheduler:
         if self._arrivals:
             self._dispatch.consider(self._arrivals.popleft(), Flag.FRESH)
             return True
-        ahead = self._configuration.settings.qmgr_message_active_limit
-        crowded = self._waiting.parked >= ahead
-        lanes = (self._new, self._flushed, self._backlog)
-        for _ in lanes:
-            self._turn += 1
-            lane = lanes[self._turn % 3]
-            if lane is self._backlog and crowded:
-                continue
-            if lane is self._flushed and self._waiting.parked >= 2 * ahead:
-                continue
-            while lane:
-                domain = self._flushed.domain if lane is self._flushed else ""
-                mail = lane.pop()
-                if self._waiting.stand(mail) is Stand.LANE:
-                    self._dispatch.look_at(mail, domain)
-                    return True
-        return False
+        found = self._lanes.next(self._configuration.settings.qmgr_message_active_limit)
+        if found is not None:
+            self._dispatch.look_at(*found)
+        return found is not None
 
     # ---- new mail
 
@@ -313,7 +311,7 @@ class Scheduler:
         """A message has been committed to the spool. Never raises."""
         if envelope.hold:
             return
-        if len(self._arrivals) < ARRIVALS and not self._new:
+        if len(self._arrivals) < ARRIVALS and not self._lanes.new:
             self._arrivals.append(envelope)
         else:
             self._queue_new(envelope)
@@ -321,7 +319,7 @@ class Scheduler:
 
     def _queue_new(self, envelope: Envelope) -> None:
         self._waiting.add(envelope.id, domains(envelope), stand=Stand.LANE, flags=Flag.FRESH)
-        self._new.append(envelope.id)
+        self._lanes.new.append(envelope.id)
 
     def flow(self) -> float:
         """Seconds to wait before a message is taken: more than nothing when arrivals outrun deliveries."""
@@ -393,7 +391,7 @@ class Scheduler:
                 self._look()
         finally:
             self._calm = False
-            asyncio.get_running_loop().call_soon(self._event.set)
+            self._wake_in(TURNS)
         return count
 
     def leave(self, account: Flush) -> None:
@@ -414,7 +412,7 @@ class Scheduler:
         """Whether mail for a site is under way or in line there, or may be when what is due has been looked at."""
         found = self._all_sites.find(site)
         at_work = found is not None and found.running + found.waiting > 0
-        return at_work or bool(self._arrivals or self._new or self._flushed)
+        return at_work or bool(self._arrivals or self._lanes.new or self._lanes.flushed)
 
     def forget(self, site: str) -> None:
         """A destination that was there for a while only is no more: nothing is to be shown of it."""

@@ -11,7 +11,6 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final
@@ -99,36 +98,6 @@ class Line:
     def clear(self) -> None:
         self._ids = array("Q")
         self._first = 0
-
-
-class Asked:
-    """Ids that somebody asked for, in order, each with the domain for which that was, "" for another reason."""
-
-    __slots__ = ("_runs",)
-
-    def __init__(self) -> None:
-        self._runs: deque[tuple[str, Line]] = deque()  # none of them empty
-
-    def __bool__(self) -> bool:
-        return bool(self._runs)
-
-    def append(self, id: int, domain: str = "") -> None:
-        if not self._runs or self._runs[-1][0] != domain:
-            self._runs.append((domain, Line()))
-        self._runs[-1][1].append(id)
-
-    @property
-    def domain(self) -> str:
-        """That of the first one."""
-        return self._runs[0][0]
-
-    def pop(self) -> int:
-        """The first one. IndexError when there is none."""
-        line = self._runs[0][1]
-        mail = line.pop()
-        if not line:
-            self._runs.popleft()
-        return mail
 
 
 class Waiting:

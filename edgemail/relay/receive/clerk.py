@@ -66,6 +66,7 @@ class Clerk:
         "client",
         "committing",
         "dialog",
+        "flushed",
         "messages",
         "name",
         "reception",
@@ -90,6 +91,7 @@ class Clerk:
         self.tried_auth = False
         self.messages = 0  # taken in this session
         self.unsettled = False  # `settle` is to be awaited
+        self.flushed: int | None = None  # messages that ETRN asked for, if that took no waiting
         self.turning: Turning | None = None  # what ATRN has agreed on, to be run behind its 250
         self._mail: Mail | None = None
         self._recipients: list[Recipient] = []

@@ -18,23 +18,26 @@ if TYPE_CHECKING:
 
 
 def at_once(clerk: Clerk, event: Etrn) -> Reply | None:
-    """The reply; None where the client may ask and the queue has to be waited for: then `after_all` has it."""
+    """The refusal; None where the client may ask: then the mail is on its way, if that is possible without waiting, and
+    `after_all` has the reply: behind the first steps of the connection to the site.
+    """
     node = event.argument
     refusal = clerk.service.policy.etrn_refusal(clerk.client, node) or clerk.visit.at_etrn(node)
     if refusal is not None or clerk.reception.flush is None:
         return refusal or replies.ETRN_UNABLE
     try:
-        count = clerk.reception.flush_at_once(node)
+        clerk.flushed = clerk.reception.flush_at_once(node)
     except EdgemailError as error:
         return _failed(clerk, node, error)
-    return None if count is None else _begun(clerk, node, count)
+    return None
 
 
 async def after_all(clerk: Clerk, event: Etrn) -> Reply:
     """The reply behind an `at_once` that had none."""
-    assert clerk.reception.flush is not None
+    count, clerk.flushed = clerk.flushed, None
     try:
-        count = await clerk.reception.flush(event.argument)
+        if count is None and clerk.reception.flush is not None:
+            count = await clerk.reception.flush(event.argument)
     except EdgemailError as error:
         return _failed(clerk, event.argument, error)
     return replies.ETRN_UNABLE if count is None else _begun(clerk, event.argument, count)

@@ -27,6 +27,22 @@ from edgemail.value import value
 
 WRITE_SIZE: Final = 65_536  # limit: octets of content gathered before they are written; a small message is one write
 BURST: Final = 131_072  # limit: octets of content written before others on the loop have their turn
+LIMITS: Final = {  # how long an answer may take: the parameter, by what it is the answer to
+    Phase.GREETING: "smtp_helo_timeout",
+    Phase.HELLO: "smtp_helo_timeout",
+    Phase.STARTTLS: "smtp_starttls_timeout",
+    Phase.AUTH: "smtp_helo_timeout",
+    Phase.ETRN: "smtp_mail_timeout",
+    Phase.ATRN: "smtp_mail_timeout",
+    Phase.RSET: "smtp_rset_timeout",
+    Phase.MAIL: "smtp_mail_timeout",
+    Phase.RCPT: "smtp_rcpt_timeout",
+    Phase.DATA: "smtp_data_init_timeout",
+    Phase.CONTENT: "smtp_data_xfer_timeout",
+    Phase.END: "smtp_data_done_timeout",
+    Phase.QUIT: "smtp_quit_timeout",
+    Phase.IDLE: "smtp_rset_timeout",
+}
 UNDER_WAY: Final = 64  # limit: messages on their way at once over one connection
 
 
@@ -108,22 +124,10 @@ class Exchange:
         self._flushing = False
         self._deadline = 0.0  # of the loop's time, for the next answer; 0.0 when none is due
         self._timer: asyncio.TimerHandle | None = None
-        self._limits = {
-            Phase.GREETING: settings.smtp_helo_timeout,
-            Phase.HELLO: settings.smtp_helo_timeout,
-            Phase.STARTTLS: settings.smtp_starttls_timeout,
-            Phase.AUTH: settings.smtp_helo_timeout,
-            Phase.ETRN: settings.smtp_mail_timeout,
-            Phase.ATRN: settings.smtp_mail_timeout,
-            Phase.RSET: settings.smtp_rset_timeout,
-            Phase.MAIL: settings.smtp_mail_timeout,
-            Phase.RCPT: settings.smtp_rcpt_timeout,
-            Phase.DATA: settings.smtp_data_init_timeout,
-            Phase.CONTENT: settings.smtp_data_xfer_timeout,
-            Phase.END: settings.smtp_data_done_timeout,
-            Phase.QUIT: settings.smtp_quit_timeout,
-            Phase.IDLE: settings.smtp_rset_timeout,
-        }
+
+    def _limit(self, phase: Phase) -> float:
+        seconds: float = getattr(self.settings, LIMITS[phase])
+        return seconds
 
     @property
     def usable(self) -> bool:
@@ -199,7 +203,7 @@ class Exchange:
             await asyncio.sleep(0)
             return
         try:
-            async with asyncio.timeout(self._limits[Phase.CONTENT]):
+            async with asyncio.timeout(self._limit(Phase.CONTENT)):
                 await self._line.wait()
         except TimeoutError:
             raise self._timed_out(Phase.CONTENT) from None
@@ -293,7 +297,7 @@ class Exchange:
         if phase is None:
             self._deadline = 0.0
             return
-        self._deadline = self._loop.time() + self._limits[phase]
+        self._deadline = self._loop.time() + self._limit(phase)
         if self._timer is not None:
             if self._timer.when() <= self._deadline:
                 return
@@ -353,7 +357,7 @@ class Exchange:
             answer = self._next_answer()
             if answer is None:
                 self._flush()
-                answer = await self._wait_for_answer(self._limits[phase])
+                answer = await self._wait_for_answer(self._limit(phase))
         except MalformedReply as error:
             raise self._malformed(error, phase) from error
         except TimeoutError as error:
