@@ -354,7 +354,11 @@ class Relay:
         except TimeoutError:
             logger.warning("warning: not everything ended in %.0f s; what is in flight is tried again", STOP_SECONDS)
         finally:
-            await self.store.close()
+            closing = asyncio.ensure_future(self.store.close())
+            # The writer wakes this loop through a socket; where that fails, nothing else would: look once a second.
+            while not closing.done():
+                await asyncio.wait((closing,), timeout=1.0)
+            await closing
             self.status.unwatch()
         logger.info("stopped")
 

@@ -49,7 +49,7 @@ class Run:
         self.smarthost = smarthost
         self.told = Told()
         self.chance = random.Random(7)
-        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nin_flow_delay = 0\n'
+        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nin_flow_delay = 0\nnotify_classes = []\n'
         settings += 'minimal_backoff_time = "1s"\nmaximal_backoff_time = "1s"\nqueue_run_delay = "1s"\n'
         self.server = Relay(directory, settings)
         self.log = directory / "record.bin"

@@ -200,8 +200,9 @@ def test_the_program_delivers_what_a_cut_has_left(shelf: Path) -> None:
     rng = random.Random(SEED)
     judged = delivered = 0
     with sink() as smarthost:
-        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nqueue_directory = "{shelf}/state/spool"\n'
-        relay = Relay(shelf, settings + 'journal_size = "1MiB"\n')
+        (shelf / "state").mkdir()
+        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\njournal_size = "1MiB"\n'
+        relay = Relay(shelf / "state", settings)
         for seed in range(SEED, SEED + 200):
             journal = JOURNAL if seed % 4 else 0
             ops = workload(shelf, seed, clients=3, rounds=8, journal=journal)

@@ -90,7 +90,7 @@ def test_what_a_kill_may_repeat(tmp_path: Path) -> None:
     answers = {".": one_in(7, b"451 4.3.0 later\r\n"), "RCPT": one_in(9, b"450 4.2.0 later\r\n")}
     with sink(answers=answers) as smarthost:
         smarthost.server.received = took
-        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nin_flow_delay = 0\n'
+        settings = f'relayhost = "[127.0.0.1]:{smarthost.port}"\nin_flow_delay = 0\nnotify_classes = []\n'
         settings += 'minimal_backoff_time = "1s"\nmaximal_backoff_time = "1s"\nqueue_run_delay = "1s"\n'
         server = Relay(tmp_path, settings)
         kills = []

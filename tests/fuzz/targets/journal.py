@@ -18,7 +18,7 @@ from edgemail.spool import journal_layout, layout
 from edgemail.spool.journal_layout import BLOCK, Entry, Scan, half, salt_of, start, write_group, write_header
 from edgemail.spool.layout import Head, JournalMark
 
-SIZE: Final = journal_layout.MIN_SIZE
+SIZE: Final = 35 * BLOCK  # two halves with room for one record of the largest body
 IDENTITY: Final = bytes(range(16))
 MARK: Final = JournalMark(IDENTITY, SIZE, 1, 0, (salt_of(IDENTITY, 1), salt_of(IDENTITY, 2)))
 FIELDS: Final = layout.fields_of(Envelope(0, Address("a", "b.example"), (Recipient(Address("c", "d.example")),)))
@@ -114,7 +114,7 @@ def judge(data: bytes) -> None:
     foreign = salt_of(bytes(16), 1)
     one, number = sealed(data, 1, 0)
     two, _ = sealed(data[len(data) // 2 :], 2, number)
-    for file in (image(data), image(data, data), image(one, two), image(one[:-BLOCK] + data, two), image(two, one)):
+    for file in (image(data, data), image(one, two), image(one[:-BLOCK] + data, two), image(two, one)):
         judge_file(file, MARK)
         found = journal_layout.newest(reading(file), SIZE, IDENTITY)
         if found is not None:
