@@ -6,6 +6,7 @@ import base64
 import hmac
 import json
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -45,15 +46,24 @@ profile = "odmr"
 PASSWORD = "correct horse"
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Relay]:
-    directory = tmp_path / "hub"
-    directory.mkdir()
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two whose passwords are kept for CRAM-MD5, and one whose is not, as `edgemail passwd` writes them."""
+    directory = tmp_path_factory.mktemp("users")
     found = Relay(directory, PROVIDER, LISTENERS)
     for user in ("branch", "other"):
         found.run("edgemail", "passwd", "--cram", user, input=f"{PASSWORD}\n".encode())
     assert (directory / "users").stat().st_mode & 0o777 == 0o600
     found.run("edgemail", "passwd", "hashed", input=f"{PASSWORD}\n".encode())
+    return directory / "users"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, users: Path) -> Iterator[Relay]:
+    directory = tmp_path / "hub"
+    directory.mkdir()
+    found = Relay(directory, PROVIDER, LISTENERS)
+    shutil.copy(users, directory / "users")
     found.start()
     try:
         yield found
@@ -79,7 +89,7 @@ def customer(hub: Relay, user: str = "branch") -> Client:
 
 def numbers(hub: Relay) -> list[str]:
     """Recipients of what is queued."""
-    return sorted(each["address"] for one in hub.queue() for each in one["recipients"])
+    return sorted(each["address"] for one in hub.waiting() for each in one["recipients"])
 
 
 def test_what_is_answered(hub: Relay) -> None:

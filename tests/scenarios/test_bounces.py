@@ -395,7 +395,7 @@ def test_a_delay_is_told_once(tmp_path: Path, hosts: Hosts) -> None:
         for each in (queue_id, quiet, nobody):
             found.wait_for(rf"{each}: to=<later.*status=deferred", count=3)
         assert len(hosts[0].received) == 2
-        assert len(found.queue()) == 3  # none of them is a notice
+        assert len(found.waiting()) == 3  # none of them is a notice
     sorted_ = sorted(hosts[0].received, key=lambda each: each.mail)
     one = next(each for each in sorted_ if addresses(each) == [SENDER])
     copy = next(each for each in sorted_ if addresses(each) == ["slow@example.com"])

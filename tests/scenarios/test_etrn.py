@@ -72,8 +72,8 @@ def test_the_session_of_a_site_that_asks(hub: Relay, site: Sink) -> None:
         assert arrived(site) == ["bob@example.com", "eve@sub.example.com"]
         assert client.say("QUIT").startswith("221")
     hub.wait_for(r"etrn from \S+\[127\.0\.0\.1\]: example\.com, 1 messages")
-    hub.wait_until(lambda: len(hub.queue()) == 1, "mail for the other site alone")
-    assert hub.queue()[0]["recipients"][0]["address"] == "joe@other.tld"
+    hub.wait_until(lambda: len(hub.waiting()) == 1, "mail for the other site alone")
+    assert hub.waiting()[0]["recipients"][0]["address"] == "joe@other.tld"
 
 
 def test_mail_on_demand_waits_for_etrn_and_for_nothing_else(hub: Relay, site: Sink) -> None:
@@ -82,7 +82,7 @@ def test_mail_on_demand_waits_for_etrn_and_for_nothing_else(hub: Relay, site: Si
     hub.send(recipients="joe@other.tld")
     hub.wait_for(r"to=<joe@other\.tld>.*status=deferred", count=3)
     assert arrived(site) == []
-    waiting = {one["recipients"][0]["address"]: one for one in hub.queue()}
+    waiting = {one["recipients"][0]["address"]: one for one in hub.waiting()}
     assert "deferred transport" in waiting["bob@example.com"]["recipients"][0]["reason"]
     with Client(hub.port) as client:
         client.say("EHLO mail.example.com")
@@ -116,7 +116,7 @@ def test_postqueue_asks_for_one_site(hub: Relay, site: Sink) -> None:
     assert refused.stderr == 'postqueue: fatal: Flush service is not configured for destination "other.tld"\n'
     hub.run("postqueue", "-s", "example.com")
     site.wait_for(1)
-    hub.wait_until(lambda: len(hub.queue()) == 1, "one message left")
+    hub.wait_until(lambda: len(hub.waiting()) == 1, "one message left")
     assert arrived(site) == ["bob@example.com"]
     hub.run("sendmail", "-qRsub.example.com")
     site.wait_for(2)

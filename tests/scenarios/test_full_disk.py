@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_in_mid_message(tmp_path: Path, disk: Path) -> None
                 reply = client.reply()
                 assert reply == FULL
                 assert client.say("NOOP") == "250 2.0.0 Ok"
-            assert [each["queue_id"] for each in server.queue()] == [kept]
+            assert [each["queue_id"] for each in server.waiting()] == [kept]
             server.wait_until(lambda: answer_to_mail(server) == FULL, "refusal")  # others are told at once
             smarthost.start()
             server.wait_for(rf"{kept}: removed")  # what was taken leaves all the same

@@ -55,7 +55,7 @@ def test_a_transport_on_demand_waits_over_runs_and_restarts_until_somebody_asks(
         box.restart()
         time.sleep(2.5)
         assert len(isp.received) == 1
-        assert [one["queue_id"] for one in box.queue()] == [kept]
+        assert [one["queue_id"] for one in box.waiting()] == [kept]
         assert routes(box)[f"ondemand:[127.0.0.1]:{isp.port}"]["state"] == "on-demand"
         box.run("edgemail", "queue", "flush", "--domain", "example.net")
         time.sleep(1)
@@ -75,7 +75,7 @@ def test_everybody_who_may_flush_may_ask(tmp_path: Path, isp: Sink, how: tuple[s
         box.run(*how, *ids[:1] if how[1] == "-i" else ())
         isp.wait_for(1 if how[1] == "-i" else 3)
         if how[1] == "-i":
-            box.wait_until(lambda: len(box.queue()) == 2, "its completion")
+            box.wait_until(lambda: len(box.waiting()) == 2, "its completion")
 
 
 def test_a_flush_is_for_what_waits_now_and_a_failed_one_waits_again(tmp_path: Path, isp: Sink) -> None:
@@ -102,7 +102,7 @@ def test_what_nobody_asks_for_expires_by_the_wall_clock_alone(tmp_path: Path, is
         box.send()
         box.wait_deferred()
         time.sleep(5)
-        assert len(box.queue()) == 1, "its clock stands still"
+        assert len(box.waiting()) == 1, "its clock stands still"
         box.reload(settings + 'lifetime_counts = "wall"\n')
         box.run("postqueue", "-f")
         (notice,) = isp.wait_for(1)
@@ -289,7 +289,7 @@ def test_with_a_wrong_clock_nothing_expires(tmp_path: Path, shift: float, year: 
             box.start()
             box.run("postqueue", "-f")
             box.wait_for(f"{kept}: to=.*status=deferred", count=2)
-            assert [one["queue_id"] for one in box.queue()] == [kept]
+            assert [one["queue_id"] for one in box.waiting()] == [kept]
             assert "status=expired" not in box.log()
             clock = json.loads(box.run("edgemail", "status").stdout)["components"]["clock"]
             assert (clock["state"], clock["reason"]) == ("degraded", "clock-untrusted")

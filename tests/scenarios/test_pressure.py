@@ -140,7 +140,7 @@ def test_content_has_a_rate_to_keep(tmp_path: Path) -> None:
                 if client.socket in _readable(client.socket):
                     break
         assert client.reply() == "421 4.4.2 gw.example.com Error: timeout exceeded"
-        assert one.queue() == []
+        assert one.waiting() == []
         with Client(one.port) as quick:
             quick.ask("EHLO me", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA")
             for _ in range(20):
@@ -264,7 +264,7 @@ smtpd_client_connection_count_limit = 250
         assert killed(cage) == 0
         assert one.process.poll() is None
         assert most < 90 << 20
-        kept = {each["queue_id"] for each in one.queue()}
+        kept = {each["queue_id"] for each in one.waiting()}
         assert set(acknowledged) <= kept
         one.wait_until(lambda: values(one)["edgemail_smtpd_sessions"] <= 1, "end of the flood", 60)
         one.wait_until(lambda: status(one)["components"]["guard.memory"]["level"] == "calm", "calm after the flood")

@@ -84,7 +84,7 @@ def test_waits_double(tmp_path: Path) -> None:
     with sink(answers={"RCPT": later}) as smarthost, relay(tmp_path, times + to(smarthost.port)) as found:
         found.send()
         found.wait_until(lambda: len(at) >= 4, "fourth attempt", 30)
-        (one,) = found.queue()
+        (one,) = found.waiting()
         assert one["queue_name"] in ("deferred", "active")
     waits = [later - earlier for earlier, later in itertools.pairwise(at)][:3]
     slack = 0.05
@@ -100,7 +100,7 @@ def test_a_restart_hurries_nothing(tmp_path: Path) -> None:
             found.restart()
             other = found.send("second@example.com")
             found.wait_for(f"{other}: to=<.*status=deferred")
-            after = next(one for one in found.queue() if one["queue_id"] == before["queue_id"])
+            after = next(one for one in found.waiting() if one["queue_id"] == before["queue_id"])
             assert after["queue_name"] == "deferred"
             assert after["recipients"][0]["reason"] == before["recipients"][0]["reason"]
             assert smarthost.server.connections == tried + 1
@@ -355,7 +355,7 @@ def test_mailq_says_who_is_active_and_when_the_rest_is_due(tmp_path: Path) -> No
             found.wait_deferred()
             active = found.send(recipients="bob@example.org")
             smarthost.wait_for(1)
-            states = {one["queue_id"]: one["queue_name"] for one in found.queue()}
+            states = {one["queue_id"]: one["queue_name"] for one in found.waiting()}
             assert states == {waiting: "deferred", active: "active"}
             assert f"{active}* " in found.run("mailq").stdout
             found.kill()
@@ -384,5 +384,7 @@ def test_a_flush_waits_and_says_what_came_of_it(tmp_path: Path) -> None:
             assert json.loads(box.run(*asked).stdout)["waiting"] == 1
             for quiet in (("postqueue", "-f"), ("sendmail", "-q")):
                 assert box.run(*quiet).stdout == ""
-            box.wait_until(lambda: [one["queue_name"] for one in box.queue()] == ["deferred"], "the end of those tries")
+            box.wait_until(
+                lambda: [one["queue_name"] for one in box.waiting()] == ["deferred"], "the end of those tries"
+            )
             assert box.run(*asked[:-1], "--no-wait").stdout == "1 message to be tried now\n"

@@ -287,7 +287,7 @@ def test_mail_for_postmaster_waits_for_an_administrator_and_no_longer(tmp_path: 
             for each in (first, second):
                 server.wait_for(rf"{each}: removed")
             assert "2 held messages for postmaster released" in server.log()
-            assert [each["queue_id"] for each in server.queue()] == [by_hand]
+            assert [each["queue_id"] for each in server.waiting()] == [by_hand]
             server.reload(settings + 'admin_address = ""\n')
             third = server.send(recipients="abuse")
             server.wait_for(rf"{third}: on hold")
@@ -295,7 +295,7 @@ def test_mail_for_postmaster_waits_for_an_administrator_and_no_longer(tmp_path: 
             server.configure(settings + 'admin_address = "admin@example.com"\n')
             server.start()
             server.wait_for(rf"{third}: removed")
-            assert [each["queue_id"] for each in server.queue()] == [by_hand]
+            assert [each["queue_id"] for each in server.waiting()] == [by_hand]
 
 
 def test_soft_bounce_says_the_same_more_softly(front: Front) -> None:

@@ -256,7 +256,7 @@ def test_one_recipient_is_served_and_the_other_stays_with_its_reason(net: Intern
     assert "said: 45" in line and reply[9:] in line
 
     def waiting() -> list[dict[str, str]]:
-        return [to for one in box.queue() if one["queue_id"] == queue_id for to in one["recipients"]]
+        return [to for one in box.waiting() if one["queue_id"] == queue_id for to in one["recipients"]]
 
     box.wait_until(lambda: len(waiting()) == 1, "the completion of who is served")
     (carol,) = waiting()

@@ -153,7 +153,7 @@ def test_a_box_that_is_its_own_smarthost_keeps_the_mail_and_says_so(tmp_path: Pa
         assert line.endswith("(mail for example.org loops back to myself)")
         found.wait_for(r"route paused, .* loops back to myself")
         assert "status=bounced" not in found.log()
-        assert sorted(one["sender"] for one in found.queue()) == ["alice@example.com", "double-bounce@gw.example.com"]
+        assert sorted(one["sender"] for one in found.waiting()) == ["alice@example.com", "double-bounce@gw.example.com"]
 
 
 def test_two_boxes_that_are_each_others_smarthost_end_the_loop(tmp_path: Path) -> None:

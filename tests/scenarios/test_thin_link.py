@@ -52,7 +52,7 @@ def flush(box: Relay) -> None:
 
 def flushed(box: Relay) -> bool:
     """Whether nothing waits; what was deferred meanwhile is tried again."""
-    waits = bool(box.queue())
+    waits = bool(box.waiting())
     if waits:
         flush(box)
     return not waits
@@ -70,7 +70,7 @@ def test_one_connection_few_octets(tmp_path: Path) -> None:
             submit(box)
             flush(box)
             isp.wait_for(MESSAGES, 60)
-            box.wait_until(lambda: not box.queue(), "empty queue")
+            box.wait_until(lambda: not box.waiting(), "empty queue")
         contents = [one.content for one in isp.received]
         assert sorted(numbers(contents)) == list(range(MESSAGES))
         assert line.connections == 1
@@ -102,7 +102,7 @@ def test_a_window_of_messages_is_on_its_way_before_the_first_answer(tmp_path: Pa
         with relay(tmp_path, settings(line.port), link()) as box:
             submit(box)
             flush(box)
-            box.wait_until(lambda: not box.queue(), "empty queue", 60)
+            box.wait_until(lambda: not box.waiting(), "empty queue", 60)
         assert taken == [WINDOW, MESSAGES - WINDOW]
         assert line.connections == 1
         assert line.turns <= 2 + 2 + 2, "the set-up, two windows, and what an answer between two of them takes"
@@ -115,7 +115,7 @@ def test_without_chunking_one_round_trip_for_a_message(tmp_path: Path, kind: str
             submit(box)
             flush(box)
             isp.wait_for(MESSAGES, 60)
-            box.wait_until(lambda: not box.queue(), "empty queue")
+            box.wait_until(lambda: not box.waiting(), "empty queue")
         assert sorted(numbers([one.content for one in isp.received])) == list(range(MESSAGES))
         assert line.most_open <= connections
         assert line.connections <= connections
