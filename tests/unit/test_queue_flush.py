@@ -12,6 +12,7 @@ import pytest
 from edgemail.envelope import Envelope
 from edgemail.relay.queue.flush import OTHER, REASONS, Flush
 from edgemail.relay.queue.orders import PIECE
+from edgemail.relay.queue.schedule import AHEAD, TURNS
 from edgemail.relay.queue.waiting import DOMAINS
 from tests.queue import Rig, later, play, refused, sent, silent, unreachable
 from tests.unit.test_keep import Box
@@ -281,3 +282,33 @@ def test_nothing_is_asked_before_all_that_waits_is_known() -> None:
         assert rig.scheduler.flush_at_once("example.net") is None
 
     asyncio.run(scenario())
+
+
+def test_while_mail_is_under_way_the_rest_of_a_flush_is_looked_at_in_small_pieces() -> None:
+    """What comes in for the first connection must not wait until the last message has found its place."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.net.answers["*"] = silent
+        for number in range(PIECE):
+            await rig.accept(f"b{number}@example.net")
+        await rig.settle()
+        rig.net.hold("*")
+        turns: list[int] = []
+        reads = Reads(rig)
+        running = asyncio.create_task(rig.scheduler.run())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert rig.scheduler.flush_at_once("example.net") == PIECE
+        assert reads.found.total() == 1
+        for _ in range(200):
+            before = reads.found.total()
+            await asyncio.sleep(0)
+            turns.append(reads.found.total() - before)
+        assert sum(turns) == PIECE - 1
+        assert max(turns) <= AHEAD
+        assert turns[:TURNS] == [0] * TURNS
+        rig.net.gates["*"].set()
+        await rig.scheduler.stop(5.0)
+        await running
+
+    play(scenario)

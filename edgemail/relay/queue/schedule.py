@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgemail.qmgr")
 
 LOOKS: Final = 50  # limit: messages that are looked at before others on the loop have their turn
-TURNS: Final = (
-    4  # of the loop, in which a connection comes as far as to wait for a greeting, before more mail is looked at
-)
+AHEAD: Final = 4  # limit: messages that are looked at in one turn while others are being delivered
+TURNS: Final = 4  # of the loop until a new connection waits for its greeting; as many between two looks at more mail
 ARRIVALS: Final = 64  # limit: envelopes of new mail kept in memory until they are looked at; of more, the ids
 PAUSE: Final = 60.0  # limit: seconds between two looks at the clock when nothing happens
 
@@ -200,9 +199,9 @@ class Scheduler:
         """Serve until `stop`."""
         while not self._stopping:
             self._event.clear()
-            opened, pause = self._dispatch.opened, self._look()
+            pause = self._look()
             if pause <= 0:
-                for _ in range(TURNS if self._dispatch.opened > opened else 1):
+                for _ in range(TURNS if self._slots.running else 1):  # what is under way comes first
                     await asyncio.sleep(0)
                 continue
             with contextlib.suppress(TimeoutError):
@@ -255,7 +254,7 @@ class Scheduler:
         self._queue_run(now)
         self._dispatch.turn()
         opened = self._dispatch.opened
-        for _ in range(LOOKS):
+        for _ in range(AHEAD if self._slots.running else LOOKS):
             if not self._take_next():
                 break
             if self._dispatch.opened > opened and self._due():
