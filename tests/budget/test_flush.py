@@ -17,9 +17,9 @@ from tests.servers import FULL
 from tests.unit.test_deliver import at, rig
 
 ASKED = "site.example"
-# Found: 11. The start and its task 2, the connection 4, greeting, EHLO and its answer 2 each. The
-# scripted server may split a read in two.
-TURNS = 14
+# Found: 8 to 12. The start and its task 2, the connection 4, greeting, EHLO and its answer 2 each. The queue lets four
+# pass before it looks at more mail; where the server is slow, some of them come to these.
+TURNS = 15
 
 
 def route(envelope: Envelope, recipient: Recipient) -> tuple[Route, Address]:
@@ -42,15 +42,15 @@ def test_from_the_asking_to_the_first_mail(others: int) -> None:
             )
             for number in range(others):
                 await box.mail(f"b@{number % 100}.example", next_attempt=1e12)
-            wanted = [(await box.mail(f"b@{ASKED}", next_attempt=1e12)).envelope.id for _ in range(2)]
+            wanted = [(await box.mail(f"b@{ASKED}", next_attempt=1e12)).envelope.id for _ in range(1)]
             await scheduler.load()
             box.spool.envelope = counted  # type: ignore[method-assign]
             running = asyncio.create_task(scheduler.run())
             await asyncio.sleep(0.1)
             counts.__init__()  # type: ignore[misc]
-            assert scheduler.flush_at_once(ASKED) == 2
+            assert scheduler.flush_at_once(ASKED) == 1
             assert scheduler._dispatch._slots.running == 1, "the first delivery has begun"
-            while len(seen) < 2:
+            while len(seen) < 1:
                 await asyncio.sleep(0.05)
             print(seen, dict(vars(counts)))
             assert seen[0] <= TURNS
