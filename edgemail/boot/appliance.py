@@ -21,7 +21,7 @@ from typing import Any, Final
 from edgemail import __version__
 from edgemail.boot import data, network, words
 from edgemail.boot.data import Data
-from edgemail.boot.places import Places, Run, owner, replace
+from edgemail.boot.places import Places, Run, owner, replace, report_of
 from edgemail.boot.provision import NAME, Facts, Outcome, Site
 from edgemail.boot.slots import Release, UpdateRefused
 from edgemail.clock import RELEASE_DATE
@@ -209,15 +209,6 @@ def write_status(boot: Path, report: dict[str, Any]) -> None:
         path.write_bytes(text)
     except OSError as error:
         logger.warning("warning: %s cannot be written: %s", path, error)
-
-
-def report_of(places: Places) -> dict[str, Any] | None:
-    """What the last start said; None where there was none."""
-    try:
-        found = json.loads(places.report.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def refresh(places: Places) -> None:

@@ -59,7 +59,7 @@ def _refused(act: Any) -> Any:
     """What an update is refused for is a sentence and an exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
-        from edgemail.boot.update import Problems
+        from edgemail.boot.trial import Problems
 
         try:
             return int(act(arguments))

@@ -2,47 +2,48 @@
 
 Owns what counts as well: the relay says that it is ready, which is a conversation with each of its listeners and a
 record in its spool; a box that waits for a person shows its page. Starts nothing: that is for init, by the exit code.
+Imports little: it is there beside the relay, on boards with little memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from edgemail.boot import words
-from edgemail.boot.appliance import report_of
 from edgemail.boot.frames import EX_OK, EX_TEMPFAIL
-from edgemail.boot.places import Places
-from edgemail.boot.update import Problems, Updates
+from edgemail.boot.places import Places, report_of
+from edgemail.boot.trial import Problems, Trial
 
-CONFIRM_SECONDS: Final = 60.0  # limit: from the start to a box that does its work, before it is started again
+CONFIRM_SECONDS: Final = 30.0  # limit: for the box to do its work, before it is started again
 ANSWER_SECONDS: Final = 5.0  # limit: for its own page to answer
 PAUSE_SECONDS: Final = 0.5  # between two looks
+OK, UNAUTHORIZED = 200, 401
 
 
 def ask(port: int, path: str, host: str = "127.0.0.1") -> int:
     """The code that the box's own page answers with; 0 for none."""
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
+        with socket.create_connection((host, port), ANSWER_SECONDS) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+            line = connection.makefile("rb").readline(200).split()
+    except OSError:
         return 0
-    finally:
-        connection.close()
+    return int(line[1]) if len(line) > 1 and line[0].startswith(b"HTTP/1.") and line[1].isdigit() else 0
 
 
 def well(places: Places, report: dict[str, Any]) -> bool:
     """Whether the box does now what it can do."""
     if not report["configured"]:
-        return ask(report["port"], "/livez") == http.HTTPStatus.OK
+        return ask(report["port"], "/livez") == OK
     code = ask(report["port"], "/readyz", report.get("host", "127.0.0.1"))
-    if code != http.HTTPStatus.UNAUTHORIZED:
-        return code == http.HTTPStatus.OK
+    if code != UNAUTHORIZED:
+        return code == OK
     from edgemail.boot.client import Failure, Office  # its page is not for us: ask by the control socket
 
     try:
@@ -53,7 +54,7 @@ def well(places: Places, report: dict[str, Any]) -> bool:
 
 def confirm(
     places: Places,
-    updates: Updates,
+    trial: Trial,
     *,
     seconds: float = CONFIRM_SECONDS,
     monotonic: Callable[[], float] = time.monotonic,
@@ -68,7 +69,7 @@ def confirm(
     report = report_of(places)
     while report is not None:
         if well(places, report):
-            updates.mark_good()
+            trial.mark_good()
             with contextlib.suppress(OSError):
                 Path(places.console).write_text(f"edgemail: ready, {words.headline(report)}\r\n")
             return EX_OK
@@ -76,10 +77,10 @@ def confirm(
             break
         pause(PAUSE_SECONDS)
     try:
-        if not updates.another():
+        if not trial.another():
             return EX_OK  # the same slot again would do no better
-        if updates.unproven():
-            updates.roll_back()
+        if trial.unproven():
+            trial.roll_back()
         return EX_TEMPFAIL
     except Problems:
         return EX_OK

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from edgemail.boot import seccomp
-from edgemail.boot.places import Places, owner, replace
+from edgemail.boot.places import Places, owner, replace, report_of
 
 BIND: Final = 10  # CAP_NET_BIND_SERVICE
 LAST_CAPABILITY: Final = 63  # limit: numbers of capabilities that are tried; the kernel knows about 41
@@ -66,14 +66,11 @@ def command(places: Places, configured: bool) -> list[str]:
 def spool_format(places: Places) -> int:
     """The newest format of the spool that the relay may write, so that the other slot's release can go on with it.
 
-    0 where that cannot be told: this is no image.
+    As `Updates` noted it; 0 where it did not: this is no image.
     """
-    from edgemail.boot.update import Problems, Updates
-    from edgemail.settings import Update
-
     try:
-        return Updates(places, Update()).spool_format()
-    except Problems:
+        return int(places.spool_format.read_text())
+    except (OSError, ValueError):
         return 0
 
 
@@ -113,8 +110,6 @@ def give_up(user: str) -> None:
 
 def serve(places: Places) -> None:
     """Never returns: waits its turn, gives up what is not needed, and becomes what the box is to run."""
-    from edgemail.boot.appliance import report_of
-
     replace(places.run / "relay.pid", f"{os.getpid()}\n")
     pause = take_turn(places.run, time.monotonic())
     if pause:

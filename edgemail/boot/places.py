@@ -6,7 +6,7 @@ import logging
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgemail.value import value
 
@@ -70,6 +70,11 @@ class Places:
     def report(self) -> Path:
         return self.run / "boot.json"
 
+    @property
+    def spool_format(self) -> Path:
+        """The newest format of the spool that may be written, a number; not there where that cannot be told."""
+        return self.run / "spool-format"
+
 
 def run(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> Ran:
     """Run a program of the system to its end."""
@@ -120,3 +125,14 @@ def replace(path: Path, text: str, mode: int = 0o644) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def report_of(places: Places) -> dict[str, Any] | None:
+    """What the last start said; None where there was none."""
+    import json
+
+    try:
+        found = json.loads(places.report.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

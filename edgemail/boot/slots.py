@@ -6,16 +6,17 @@ order first, and comes back, in front, when all of it was read back from the med
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgemail.boot import bootstate, card
 from edgemail.boot.bootstate import ATTEMPTS, SLOTS, BootState, StateDamaged
-from edgemail.boot.bundle import Bundle, BundleRefused, Manifest
 from edgemail.errors import EdgemailError
 from edgemail.value import value
+
+if TYPE_CHECKING:
+    from edgemail.boot.bundle import Bundle, Manifest
 
 RELEASE_FILE: Final = "/usr/lib/edgemail/release"
 PARTITION: Final = {"A": 2, "B": 3}
@@ -106,6 +107,8 @@ class Slots:
         Raises BundleRefused, UpdateRefused, CardRefused, OSError: the box then starts what it would have started,
         but for the other slot, which is started no more once it was written to.
         """
+        from edgemail.boot.bundle import BundleRefused
+
         manifest = bundle.manifest
         suits(manifest, release)
         place = self.place(self.other)
@@ -126,6 +129,8 @@ class Slots:
         bootstate.store(self.medium, state.first(self.other))
 
     def _digest(self, start: int, size: int) -> str:
+        import hashlib
+
         digest = hashlib.sha256()
         for at in range(0, size, card.BLOCK):
             digest.update(self.medium.read(start + at, min(card.BLOCK, size - at)))
@@ -134,6 +139,8 @@ class Slots:
 
 def suits(manifest: Manifest, release: Release) -> None:
     """Whether a release may follow what runs. Raises BundleRefused."""
+    from edgemail.boot.bundle import BundleRefused
+
     if manifest.board != release.board:
         raise BundleRefused(f"the release is for {manifest.board}, and this is {release.board}")
     if manifest.serial < release.serial:

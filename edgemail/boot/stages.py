@@ -20,8 +20,13 @@ PLACES = Places()
 def start() -> int:
     """`edgemail boot`."""
     from edgemail.boot.appliance import Boot
+    from edgemail.boot.trial import Problems, Trial
 
     Boot(PLACES, run).start()
+    try:
+        Trial(PLACES).note_format()
+    except Problems as error:
+        print(f"edgemail: {error}", file=sys.stderr)
     return EX_OK
 
 
@@ -36,14 +41,15 @@ def serve() -> int:
 def confirm() -> int:
     """`edgemail boot --confirm`."""
     from edgemail.boot import confirm as confirming
+    from edgemail.boot.trial import Trial
 
-    return confirming.confirm(PLACES, updates())
+    return confirming.confirm(PLACES, Trial(PLACES))
 
 
 def upkeep() -> int:
     """`edgemail boot --upkeep`."""
     from edgemail.boot import appliance
-    from edgemail.boot.update import Problems
+    from edgemail.boot.trial import Problems
     from edgemail.clock import ntp_synchronised
 
     appliance.refresh(PLACES)

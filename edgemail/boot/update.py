@@ -1,7 +1,7 @@
-"""Updates of a box: what runs, what there is, putting it on the other slot, and finding what runs good.
+"""Updates of a box: what there is, and putting it on the other slot. Finding what runs good is `trial`'s.
 
-Owns one update at a time, the record of what stands in which slot, and what is said meanwhile. The order of writes on
-the card is `slots`', the file's form `bundle`'s, where it comes from `source`'s.
+Owns one update at a time, and what is said meanwhile. The order of writes on the card is `slots`', the file's form
+`bundle`'s, where it comes from `source`'s.
 """
 
 from __future__ import annotations
@@ -16,53 +16,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from edgemail.boot import bundle, slots, source
+from edgemail.boot import bundle, slots
 from edgemail.boot.bundle import Bundle, Manifest
-from edgemail.boot.card import BlockCard
 from edgemail.boot.places import Places, Run, replace
-from edgemail.boot.slots import Release, Slots, UpdateRefused
-from edgemail.errors import EdgemailError
-from edgemail.relay.queue.window import is_open, parse_window
+from edgemail.boot.slots import Slots, UpdateRefused
+from edgemail.boot.trial import RECORD, Problems, Trial, read_json
 from edgemail.settings import Update
 
 logger = logging.getLogger("edgemail.update")
 
-RECORD: Final = "slots.json"  # on the data partition: which release stands in which slot
-CHECKED: Final = "release.json"  # there too: the newest release that the server had
+CHECKED: Final = "release.json"  # on the data partition: the newest release that the server had
 PROGRESS: Final = "update.json"  # in memory: how an update goes
 AGAIN_SECONDS: Final = 3600.0  # limit: between two tries to ask a server that did not answer
 
-Problems = (EdgemailError, OSError)
 
-
-class Updates:
+class Updates(Trial):
     """The updates of one box."""
 
     def __init__(self, places: Places, settings: Update, *, now: Callable[[], float] = time.time) -> None:
-        self.places = places
+        super().__init__(places)
         self.settings = settings
         self._now = now
 
     # ---- what there is
-
-    def release(self) -> Release:
-        """What runs. Raises UpdateRefused where this is no image."""
-        return Release.read(self.places.release)
-
-    def running(self) -> str:
-        """The slot that the system was started from. Raises UpdateRefused."""
-        with contextlib.suppress(OSError):
-            for word in Path(self.places.cmdline).read_text().split():
-                name, _, value = word.partition("=")
-                if name == "edgemail.slot" and value in slots.PARTITION:
-                    return value
-        raise UpdateRefused("the kernel was not told which slot it was started from: this is no system image")
-
-    @contextlib.contextmanager
-    def slots(self, *, write: bool = False) -> Iterator[Slots]:
-        """The slots of the card. Raises OSError and UpdateRefused."""
-        with BlockCard(self.places.disk, write=write) as medium:
-            yield Slots(medium, self.running())
 
     def keys(self) -> tuple[bytes, ...]:
         """The public keys that are trusted: the image's, and those of the configuration."""
@@ -76,7 +52,7 @@ class Updates:
         release = self.release()
         with self.slots() as found:
             state, trial = found.state(), found.trial()
-        record = _json(self.places.home / RECORD)
+        record = read_json(self.places.home / RECORD)
         return {
             "version": release.version,
             "serial": release.serial,
@@ -86,9 +62,9 @@ class Updates:
             "order": list(state.order),
             "attempts": dict(state.left),
             "slots": record,
-            "available": _json(self.places.home / CHECKED),
+            "available": read_json(self.places.home / CHECKED),
             "url": self.settings.url,
-            "progress": _json(self.places.run / PROGRESS),
+            "progress": read_json(self.places.run / PROGRESS),
         }
 
     # ---- new releases
@@ -98,6 +74,8 @@ class Updates:
         if not self.settings.url:
             raise UpdateRefused("no server is configured: [update] url")
         release = self.release()
+        from edgemail.boot import source
+
         with source.opened(self.settings.url, self.settings.ca_file) as stream:
             manifest = Bundle.open(stream, self.keys()).manifest
         newer = manifest.serial > release.serial
@@ -110,6 +88,8 @@ class Updates:
 
     def install(self, where: str) -> Manifest:
         """Put a bundle on the other slot: a file, or an https URL. Raises EdgemailError and OSError."""
+        from edgemail.boot import source
+
         with self._alone():
             try:
                 self._say("opening", source=Path(where).name if "://" not in where else where)
@@ -141,6 +121,8 @@ class Updates:
 
     def from_stick(self, run: Run) -> Manifest | None:
         """Install the newest release on a stick that is newer than what runs; None where there is none."""
+        from edgemail.boot import source
+
         newest: tuple[int, Path] | None = None
         with source.stick(self.places, run) as bundles:
             for path in bundles:
@@ -159,73 +141,34 @@ class Updates:
     def _was_there(self, serial: int) -> bool:
         """Whether that release stands in the other slot: it was left, by the box or a person, or it is next anyway."""
         with self.slots() as found:
-            return bool(_json(self.places.home / RECORD).get(found.other, {}).get("serial") == serial)
+            return bool(read_json(self.places.home / RECORD).get(found.other, {}).get("serial") == serial)
 
     def due(self) -> bool:
         """Whether the server is to be asked now."""
         interval = self.settings.check_interval
         if not self.settings.url or not interval:
             return False
-        asked = _json(self.places.home / CHECKED).get("asked", 0)
-        tried = _json(self.places.run / "asked.json").get("asked", 0)
+        asked = read_json(self.places.home / CHECKED).get("asked", 0)
+        tried = read_json(self.places.run / "asked.json").get("asked", 0)
         now = self._now()
         return not (0 <= now - asked < interval or 0 <= now - tried < AGAIN_SECONDS)
 
     def by_itself(self) -> Manifest | None:
         """What is done now and then without being asked: look for a release, and install it in its window."""
-        wanted = _json(self.places.home / CHECKED)
+        wanted = read_json(self.places.home / CHECKED)
         if self.due():
             replace(self.places.run / "asked.json", json.dumps({"asked": int(self._now())}))
             self.check()
-            wanted = _json(self.places.home / CHECKED)
+            wanted = read_json(self.places.home / CHECKED)
+        from edgemail.relay.queue.window import is_open, parse_window
+
         windows = [parse_window(each) for each in self.settings.windows]
         newer = wanted.get("serial", 0) > self.release().serial
         if not windows or not newer or not is_open(windows, self._now()) or self._was_there(wanted["serial"]):
             return None
         return self.install(self.settings.url)
 
-    # ---- the slot that runs
-
-    def mark_good(self) -> bool:
-        """What runs is started from now on. Returns False when that was so. Raises EdgemailError and OSError."""
-        release = self.release()
-        with self.slots(write=True) as found:
-            marked = found.mark_good()
-        with contextlib.suppress(OSError):  # a box without its data partition runs all the same
-            self._record(found.running, release, good=True)
-        return marked
-
-    def unproven(self) -> bool:
-        """Whether what runs is a release that never did its work here."""
-        about = _json(self.places.home / RECORD).get(self.running(), {})
-        return about.get("serial") == self.release().serial and not about.get("good")
-
-    def roll_back(self) -> str:
-        """The other slot is started next; returns its name. Raises EdgemailError and OSError."""
-        with self.slots(write=True) as found:
-            return found.roll_back()
-
-    def another(self) -> bool:
-        """Whether there is another slot to go to."""
-        with self.slots() as found:
-            state = found.state()
-            return found.other in state.order and state.left[found.other] > 0
-
     # ---- records
-
-    def spool_format(self) -> int:
-        """The newest format of the spool that may be written: on trial, the newest that the other slot knows."""
-        with self.slots() as found:
-            if not found.trial():
-                return self.release().spool_format
-            other = _json(self.places.home / RECORD).get(found.other, {})
-        return min(self.release().spool_format, int(other.get("spool_format", self.release().spool_format)))
-
-    def _record(self, slot: str, one: Release | Manifest, *, good: bool = False) -> None:
-        about = {"version": one.version, "serial": one.serial, "spool_format": one.spool_format, "good": good}
-        record = _json(self.places.home / RECORD)
-        if record.get(slot) != about:
-            replace(self.places.home / RECORD, json.dumps({**record, slot: about}) + "\n")
 
     def _say(self, state: str, **more: object) -> None:
         with contextlib.suppress(OSError):
@@ -243,11 +186,3 @@ class Updates:
             yield
         finally:
             os.close(lock)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

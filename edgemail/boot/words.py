@@ -5,7 +5,6 @@ Owns the sentences; text in, text out. The same report makes all three.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -94,6 +93,8 @@ def console(report: Report) -> str:
 
 def as_html(report: Report) -> str:
     """The page of a box that takes no mail."""
+    import html
+
     out = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>edgemail: {html.escape(headline(report))}</title><style>{STYLE}</style>",

@@ -14,7 +14,7 @@ import pytest
 from edgemail.boot import appliance, card, data, network, provision, words
 from edgemail.boot.appliance import BEYOND, Boot
 from edgemail.boot.card import partitions
-from edgemail.boot.places import Places, Ran
+from edgemail.boot.places import Places, Ran, report_of
 from edgemail.clock import RELEASE_DATE
 from edgemail.settings import Network
 from tests.cards import table
@@ -338,7 +338,7 @@ def test_a_new_address_is_said_on_the_boot_partition(box: Box, monkeypatch: pyte
     monkeypatch.setattr(network, "addresses", lambda sys: ["192.0.2.9"])
     appliance.refresh(box.places)
     assert "Open http://192.0.2.9/" in box.status()
-    found = appliance.report_of(box.places)
+    found = report_of(box.places)
     assert found is not None
     assert found["addresses"] == ["192.0.2.9"]
 

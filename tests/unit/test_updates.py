@@ -101,9 +101,10 @@ def test_a_newer_format_of_the_spool_waits_until_the_slot_is_good(places: Places
     Path(places.cmdline).write_text("edgemail.slot=B")
     Path(places.release).write_text("VERSION=1.1\nBOARD=arm64\nSERIAL=11\nBUILD_DATE=1\nSPOOL_FORMAT=2\n")
     count(places, B=2)
+    updates.note_format()
     assert updates.spool_format() == launch.spool_format(places) == 1
     updates.mark_good()
-    assert updates.spool_format() == 2
+    assert updates.spool_format() == launch.spool_format(places) == 2
     assert launch.spool_format(Places(disk="/nowhere")) == 0
 
 
