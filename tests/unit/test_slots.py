@@ -15,7 +15,20 @@ from edgemail.boot.bootstate import ATTEMPTS, BootState, StateDamaged
 from edgemail.boot.bundle import Bundle, BundleRefused
 from edgemail.boot.card import BlockCard, CardRefused, device, partitions, with_data
 from edgemail.boot.slots import Release, Slots, UpdateRefused
-from tests.cards import PUBLIC, RELEASE, SLOT, LoggedCard, blank, cuts, release, slot_image, startable, started, table
+from tests.cards import (
+    PUBLIC,
+    RELEASE,
+    SLOT,
+    SLOT_B,
+    LoggedCard,
+    blank,
+    cuts,
+    release,
+    slot_image,
+    startable,
+    started,
+    table,
+)
 
 
 def bundle(data: bytes) -> Bundle:
@@ -104,6 +117,15 @@ def test_a_cut_at_any_instant_leaves_a_slot_that_is_whole(running: str) -> None:
     # and the control: the same, with the new slot in front from the first write on
     backwards = [*found.log[-4:], *found.log[:-4]]
     assert {started(image) for image in cuts(before, backwards, random.Random(running))} - whole
+
+
+def test_the_content_is_flushed_before_the_order_names_its_slot() -> None:
+    """Not by the flush of the order's own sectors: the first of them could be on the medium before the content is."""
+    found = LoggedCard()
+    install(found, release())
+    last = max(number for number, entry in enumerate(found.log) if entry is not None and entry[0] >= SLOT_B)
+    assert found.log[last + 1] is None
+    assert [entry[0] for entry in found.log[last + 2 :] if entry is not None] == [bootstate.SPARE, bootstate.PRIMARY]
 
 
 def test_marking_and_rolling_back_can_be_cut_too() -> None:
