@@ -27,7 +27,7 @@ RESET: Final = "edgemail-reset"  # the beginning of the file that asks for one
 RESET_DONE: Final = "edgemail-was-reset.txt"
 KEEP_MAIL, ERASE, REPAIR = "keep-mail", "erase", "repair"
 WORDS: Final = (KEEP_MAIL, ERASE, REPAIR)
-OPTIONS: Final = "noatime,nodev,nosuid,noexec"
+OPTIONS: Final = "noatime,lazytime,nodev,nosuid,noexec"
 
 _BLKPG: Final = 0x1269
 _ADD: Final = 1

@@ -145,10 +145,3 @@ def test_a_card_that_does_not_flush_is_caught(run: Run, place: Path) -> None:
         if cut.how == "torn" and judge(place, cut.image, [mark for after, mark in run.told if after <= cut.after]):
             return
     pytest.fail("lost mail was not noticed")
-
-
-def test_bytes_written_per_message(run: Run) -> None:
-    """What wears the card: requests from the first acknowledgement to the last, of messages of 300 octets and 90 KB."""
-    first, last = run.told[0][0], run.told[-1][0]
-    written = sum(len(entry.data) for entry in run.log[first:last])
-    print(f"{written / 1024 / (len(run.told) - 1):.1f} KiB written to the card per message, one session at a time")

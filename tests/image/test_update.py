@@ -179,6 +179,37 @@ def test_a_broken_release_is_left(card: Card, releases: Releases, relays: Sink) 
         relays.wait_for(1, 240)
 
 
+@pytest.mark.long  # two starts, and a minute of another release
+def test_rollback_with_a_full_queue(card: Card, releases: Releases, relays: Sink) -> None:
+    """Mail taken before an update, and by the release that is left again, all leaves by the release before."""
+    leave = "#!/bin/sh\nexport PATH=/usr/bin:/usr/sbin\nsleep 90\nedgemail update rollback\nsync\nreboot\n"
+    content = releases.slot("0.9.3", 4, {"etc/init.d/confirm": leave})
+    bundle = bundle_of(releases.made, content, version="0.9.3", serial=4).read_bytes()
+    relays.received.clear()
+    relays.stop()
+    with Machine(card) as machine:
+        machine.wait_for(READY, 240)
+        before = [f"before the update {number}" for number in range(30)]
+        for text in before:
+            send(machine, text)
+        assert give(machine, bundle) == 202
+        machine.wait_for("slot B, 2 tries left", 300)
+        machine.greeting(240)
+        meanwhile = [f"by the release that is left {number}" for number in range(10)]
+        for text in meanwhile:
+            send(machine, text)
+        machine.wait_for("slot A, 2 tries left", 400, times=2)
+        machine.wait_for(READY, 240, times=2)
+        relays.start()
+        send(machine, "after all")
+        wanted = sorted([*before, *meanwhile, "after all"])
+        until = time.monotonic() + 400
+        while (got := subjects(relays)) != wanted:
+            assert time.monotonic() < until and len(got) <= len(wanted), got
+            time.sleep(0.5)
+    assert state(card).order == ("A", "B")
+
+
 def forged(bundle: bytes) -> dict[str, tuple[bytes, str]]:
     flipped = bytearray(bundle)
     flipped[len(bundle) // 2] ^= 1

@@ -1,0 +1,175 @@
+"""What wears the card: the requests that a board makes of it, under load, with mail that waits, and on an idle day.
+
+All that the card is asked to write counts, in whole sectors: mail, the file system's own journal, stamps, boot state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from image import build
+from image.card import SLOT_A
+from image.definition import ROOT
+from tests.image.conftest import configuration
+from tests.image.cuts import count, entries
+from tests.image.machine import Card, Machine
+from tests.image.releases import slot_of
+from tests.scenarios.client import Client
+from tests.scenarios.sink import Sink, sink
+
+KIB = 1024
+MESSAGE_KIB = 8.0  # of one message of 1.5 KB under load: the budget of docs/appliance.md
+DAY_KIB = 1024.0  # of an idle day
+SESSIONS = 8
+EACH = 25  # messages of each session
+FAST = 60  # so many times as fast as in life the hours of an idle day go by in the test
+IDLE_SECONDS = 330.0  # of such a day: a quarter, less a bit
+
+
+@dataclass
+class Watched:
+    """A board whose card is watched."""
+
+    machine: Machine
+    log: Path
+    smarthost: Sink
+
+    def mark(self) -> int:
+        return count(self.log)
+
+    def quiet(self, seconds: float = 15.0, patience: float = 300.0) -> None:
+        """Until nothing was written for some time: what waited has moved, the file system has written its own."""
+        until = time.monotonic() + patience
+        last, since = self.mark(), time.monotonic()
+        while time.monotonic() - since < seconds:
+            assert time.monotonic() < until, "the card is written to without an end"
+            time.sleep(0.5)
+            if self.mark() != last:
+                last, since = self.mark(), time.monotonic()
+
+    def written(self, first: int) -> float:
+        """KiB since a mark."""
+        return sum(len(entry.data) for entry in entries(self.log)[first:]) / KIB
+
+
+def printers(machine: Machine, sessions: int, each: int) -> int:
+    """So many sessions at once, each with so many messages of 1.5 KB; how many messages were acknowledged."""
+    content = b"Subject: wear\r\n\r\n" + (b"x" * 70 + b"\r\n") * 21
+    done: list[int] = []
+
+    def one(client: Client) -> None:
+        client.say("EHLO printer.example")
+        for number in range(each):
+            client.message(content, "user@example.net", sender="scan@example.com")
+            done.append(number)
+
+    with contextlib.ExitStack() as stack:
+        # One after the other: the emulator's port lets two connections wait, and the kernel here drops the others' SYN.
+        clients = [stack.enter_context(Client(machine.port(25))) for _ in range(sessions)]
+        threads = [threading.Thread(target=one, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return len(done)
+
+
+@pytest.fixture(scope="module")
+def watched(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """One board for the tests of load, on its second start: the first one made its files."""
+    directory = tmp_path_factory.mktemp("wear")
+    card = Card.flashed(image, directory / "card.img")
+    log = directory / "log"
+    log.touch()
+    with sink() as smarthost:
+        card.put("edgemail.toml", configuration(smarthost.port))
+        with Machine(card) as machine:
+            machine.wait_for("edgemail: ready", 300)
+        with Machine(card, log=log) as machine:
+            machine.wait_for("edgemail: ready", 300)
+            found = Watched(machine, log, smarthost)
+            found.quiet()
+            yield found
+
+
+@pytest.mark.parametrize("sessions", [1, SESSIONS])
+def test_what_a_message_writes_under_load(watched: Watched, sessions: int) -> None:
+    """Acknowledged, passed on, its completion written, and all that follows from it until the card is quiet again."""
+    first, before = watched.mark(), len(watched.smarthost.received)
+    taken = printers(watched.machine, sessions, EACH * SESSIONS // sessions)
+    watched.smarthost.wait_for(before + taken, 120)
+    watched.quiet()
+    each = watched.written(first) / taken
+    print(f"{each:.1f} KiB a message of 1.5 KB, {sessions} sessions, {taken} messages")
+    assert taken == EACH * SESSIONS
+    assert each <= MESSAGE_KIB
+
+
+def test_what_a_message_that_waits_writes(watched: Watched) -> None:
+    """The same while the smarthost is away: the message moves into the store of record, with why it waits."""
+    watched.smarthost.stop()
+    try:
+        first = watched.mark()
+        taken = printers(watched.machine, SESSIONS, EACH)
+        watched.quiet()
+        each = watched.written(first) / taken
+    finally:
+        watched.smarthost.start()
+    print(f"{each:.1f} KiB a message of 1.5 KB that waits, {SESSIONS} sessions, {taken} messages")
+    assert taken == EACH * SESSIONS
+    assert each <= MESSAGE_KIB
+
+
+def hurried() -> dict[str, str]:
+    """A release whose idle hours go by FAST times as fast: what is done each half hour and each hour."""
+    etc = ROOT / "overlays/common/etc"
+    changes = (
+        ("etc/init.d/agent", etc / "init.d/agent", "[ $minutes -ge 60 ]", f"[ $minutes -ge {60 // FAST} ]"),
+        ("etc/sysctl.conf", etc / "sysctl.conf", "expire_seconds = 3600", f"expire_seconds = {3600 // FAST}"),
+        (
+            "usr/lib/python3/dist-packages/edgemail/boot/probing.py",
+            ROOT / "edgemail/boot/probing.py",
+            "PROBE_SECONDS: Final = 1800.0",
+            f"PROBE_SECONDS: Final = {1800 // FAST}.0",
+        ),
+        (  # there is no time server here: the stamp of the clock is written as if there were
+            "usr/lib/python3/dist-packages/edgemail/boot/stages.py",
+            ROOT / "edgemail/boot/stages.py",
+            "if ntp_synchronised() and ",
+            "if ",
+        ),
+    )
+    found = {}
+    for path, source, old, new in changes:
+        text = source.read_text()
+        assert text.count(old) == 1, (path, old)
+        found[path] = text.replace(old, new)
+    return found
+
+
+@pytest.mark.long  # minutes in which nothing happens
+def test_what_an_idle_day_writes(made: build.Build, tmp_path: Path) -> None:
+    release = slot_of(made, tmp_path / "release", hurried())
+    card = Card.flashed(made.out / f"{made.name}.img", tmp_path / "card.img")
+    card.write(SLOT_A, release.read_bytes())
+    card.put("edgemail.toml", configuration(9))
+    log = tmp_path / "log"
+    log.touch()
+    with Machine(card, log=log) as machine:
+        machine.wait_for("edgemail: ready", 300)
+        idle = Watched(machine, log, Sink())
+        time.sleep(30)
+        first, began = idle.mark(), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        written, hours = idle.written(first), (time.monotonic() - began) * FAST / 3600
+        assert machine.get("/readyz")[0] == 200
+    day = written * 24 / hours
+    print(f"{written:.0f} KiB in {hours:.1f} hours: {day:.0f} KiB on an idle day")
+    assert 0 < day <= DAY_KIB
