@@ -99,8 +99,8 @@ PROBE = r"""#!/bin/sh
 export PATH=/usr/bin:/usr/sbin
 exec >/dev/console 2>&1
 say() { echo "probe: $*"; }
-while ! [ -e /run/edgemail/started ]; do sleep 1; done
-sleep 25
+until logread 2>/dev/null | grep -q ' is ready, myhostname='; do sleep 1; done
+sleep 25 # until whether the slot is good was asked
 while read -r device place kind options rest; do say "mount $place $kind $options"; done </proc/mounts
 try() { # as whom, where
     if busybox su -s /usr/bin/sh edgemail -c "touch '$2/.probe'" 2>/dev/null; then
