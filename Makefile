@@ -35,7 +35,7 @@ check: $(VENV)/.tests ## formatting, linters, types and unit tests: a minute or 
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit --ignore tests/unit/test_linters.py $(ARGS)
 
-crash: $(VENV)/.tests ## cut the power in ten thousand ways, kill the process, let the medium fail; look at what is left (an hour)
+crash: $(VENV)/.tests ## cut the power in ten thousand ways, kill the process, let the medium fail; look at what is left (three hours)
 	@EDGEMAIL_CRASH_STATES=10000 EDGEMAIL_KILL_ROUNDS=500 EDGEMAIL_FAIL_ALL=1 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing, ten minutes for each target; SECONDS=60 TARGETS="dialog http" for less
