@@ -636,11 +636,11 @@ def test_a_silent_client(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_the_time_is_for_progress_not_for_the_whole() -> None:
     async def scenario() -> None:
-        async with serving(smtpd_timeout=1.0) as box:
+        async with serving(smtpd_timeout=3.0) as box:
             wire = await box.wire()
             await wire.hello()
             await wire.say("MAIL FROM:<me@example.org>", "RCPT TO:<you@example.net>", "DATA")
-            for _ in range(12):
+            for _ in range(35):
                 wire.send(b"a line\r\n")
                 await asyncio.sleep(0.1)
             wire.send(b".\r\n")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from edgemail.clock import ManualClock
+from edgemail.relay.queue import netlink
 from edgemail.relay.queue.link import Links, State
 from edgemail.relay.queue.uplink import Uplinks
 from edgemail.settings import Configuration, Link, Settings
@@ -143,15 +147,58 @@ def test_news_that_the_kernel_could_not_deliver_are_asked_for_again(tmp_path: Pa
         cable("up0")
         ip("addr add 192.0.2.2/24 dev up0")
         await watch.until("no carrier")
-        netlink = watch.uplinks._netlink
-        assert netlink is not None
-        assert netlink._socket is not None
-        netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        news = watch.uplinks._netlink
+        assert news is not None
+        assert news._socket is not None
+        news._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         ip(*(f"addr add 10.{n // 250}.{n % 250}.1/32 dev lo" for n in range(2000)))  # the loop does not read meanwhile
         plug("up0")
         await watch.until("")
 
     watching(Link("a", interface="up0"), tmp_path, scenario)
+
+
+def test_what_was_lost_is_asked_for_when_nothing_is_left_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then the kernel drops more without a word, and what is in the socket is older than its answer."""
+    news: list[OSError | str] = [OSError(errno.ENOBUFS, "lost"), "old", OSError(errno.EIO, "no answer"), "old", "fresh"]
+    order: list[str] = []
+
+    class Socket:
+        def recv(self, _: int) -> bytes:
+            if not news or (isinstance(news[0], OSError) and news[0].errno == errno.EIO):
+                raise BlockingIOError
+            one = news.pop(0)
+            if isinstance(one, OSError):
+                raise one
+            order.append(one)
+            return one.encode()
+
+    def dumped() -> netlink.Table:
+        order.append("asked")
+        if news:
+            error = news.pop(0)
+            assert isinstance(error, OSError)
+            raise error
+        return netlink.Table()
+
+    async def scenario() -> None:
+        changes: list[int] = []
+        watch = netlink.Netlink(lambda: changes.append(len(order)))
+        watch._socket = cast(Any, Socket())
+        watch._dumped = dumped  # type: ignore[method-assign]
+        watch._readable()
+        assert order == ["old", "asked"]  # and the kernel had no answer
+        assert not changes
+        async with asyncio.timeout(10):
+            while not changes:
+                await asyncio.sleep(0.01)
+        assert order == ["old", "asked", "old", "fresh", "asked"]
+        watch._readable()
+        assert order[-1] == "asked" and len(order) == 5  # once
+
+    monkeypatch.setattr(netlink, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(netlink, "messages", lambda _: ())
+    asyncio.run(scenario())
 
 
 def test_a_probe_is_made_at_once_when_the_kernel_has_a_way(tmp_path: Path) -> None:

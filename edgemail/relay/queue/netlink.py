@@ -37,6 +37,7 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
 
 RECEIVE: Final = 65_536  # limit: bytes of one read from the kernel
 EVENTS_PER_TURN: Final = 64  # limit: reads in one turn of the loop; a storm of events must not stop the mail
+AGAIN_SECONDS: Final = 1.0  # until the kernel is asked again that had no answer
 
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _IFINFO: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -139,6 +140,7 @@ class Netlink:
         self.table = Table()
         self._changed = changed
         self._socket: socket.socket | None = None
+        self._lost = False  # there was more news than the socket holds
 
     def start(self) -> None:
         """Ask what there is, wait for what comes. Raises OSError where the kernel has no rtnetlink for us."""
@@ -167,18 +169,14 @@ class Netlink:
             try:
                 data = self._socket.recv(RECEIVE) if self._socket is not None else b""
             except BlockingIOError:
+                news = self._made_up() or news
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     log.warning("warning: netlink: %s; links are looked at no more", error)
                     self.close()
                     break
-                # events were lost: ask for everything anew
-                try:
-                    self.table = self._dumped()
-                except OSError as again:
-                    log.warning("warning: netlink: %s", again)
-                news = True
+                self._lost = True
                 continue
             if not data:
                 break
@@ -186,6 +184,21 @@ class Netlink:
                 news = self.table.take(kind, content) or news
         if news:
             self._changed()
+
+    def _made_up(self) -> bool:
+        """What was lost is asked for anew; whether it was. Only when nothing is left to read: until then the kernel
+        drops more, and says so no second time, and what is older would count for more than its answer.
+        """
+        if not self._lost:
+            return False
+        try:
+            self.table = self._dumped()
+        except OSError as error:
+            log.warning("warning: netlink: %s; asked again in a moment", error)
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._readable)
+            return False
+        self._lost = False
+        return True
 
     def _dumped(self) -> Table:
         table = Table()
