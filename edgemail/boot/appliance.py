@@ -32,6 +32,7 @@ logger = logging.getLogger("edgemail.boot")
 HOSTNAME: Final = "edgemail"  # of a box without a configuration
 STAMP: Final = "clock"  # its date is that of the last time that was believed
 MACHINE_ID: Final = "machine-id"
+STAMP_SECONDS: Final = 10_800.0  # limit: between two of them; each costs the card 28 KiB
 BEYOND: Final = 30 * 31_557_600.0  # limit: seconds after the release that a stamp of the clock is believed
 MAX_PROBLEMS: Final = 20  # limit: mistakes of a configuration that are shown
 
@@ -223,7 +224,10 @@ def refresh(places: Places) -> None:
 
 
 def stamp(places: Places) -> None:
-    """The clock is right: keep its time for a start without one. Raises OSError."""
+    """The clock is right: keep its time for a start without one, now and then. Raises OSError."""
     path = places.home / STAMP
+    with contextlib.suppress(FileNotFoundError):
+        if 0 <= time.time() - path.stat().st_mtime < STAMP_SECONDS:
+            return
     path.touch()
     os.utime(path)

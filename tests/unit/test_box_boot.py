@@ -347,7 +347,12 @@ def test_the_stamp_of_the_clock(box: Box) -> None:
     box.start()
     before = time.time()
     appliance.stamp(box.places)
-    assert (box.places.home / "clock").stat().st_mtime >= before - 1
+    stamp = box.places.home / "clock"
+    assert stamp.stat().st_mtime >= before - 1
+    for kept, ago in ((True, appliance.STAMP_SECONDS - 60), (False, appliance.STAMP_SECONDS + 60), (False, -60)):
+        os.utime(stamp, (before - ago, before - ago))
+        appliance.stamp(box.places)
+        assert (stamp.stat().st_mtime == before - ago) is kept
 
 
 def test_the_page_says_what_the_status_file_says(box: Box) -> None:
