@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 MAX_LINE: Final = 2000  # limit: characters of a log line's message, as Postfix's
@@ -195,7 +195,7 @@ class Logger(logging.Logger):
     A message that is relayed makes seven of them, for half of what the standard class takes.
     """
 
-    alone: list[Handler] | None = None  # what the root logger has when ours is the only one
+    alone: Sequence[Handler] = ()  # what the root logger has when ours is the only one, as a list
     form: Formatter
 
     def info(self, msg: object, *args: object, **more: Any) -> None:
@@ -204,7 +204,7 @@ class Logger(logging.Logger):
     def log(self, level: int, msg: object, *args: object, extra: Any = None, **more: Any) -> None:
         if not self.isEnabledFor(level):
             return
-        if level != logging.INFO or more or self.handlers or self.root.handlers != self.alone:
+        if level != logging.INFO or more or not self._unheard():
             self._log(level, msg, args, extra=extra, **more)
             return
         try:
@@ -215,13 +215,21 @@ class Logger(logging.Logger):
         target = self.alone[0]
         target.acquire()
         try:
-            target.put(
-                self.form.line(self.name, extra.get("syslog_name", "") if extra else "", level, time.time(), text)
-            )
+            syslog_name = extra.get("syslog_name", "") if extra else ""
+            target.put(self.form.line(self.name, syslog_name, level, time.time(), text))
         except Exception:  # nobody is left to be told
             pass
         finally:
             target.release()
+
+    def _unheard(self) -> bool:
+        """Whether our handler is the only one that hears this logger."""
+        logger: logging.Logger = self
+        while logger.parent is not None:
+            if logger.handlers:
+                return False
+            logger = logger.parent
+        return logger.handlers == self.alone
 
 
 def to_journal(stream: Any) -> bool:

@@ -191,6 +191,24 @@ def test_a_line_is_one_write_and_what_others_may_ask_of_a_record_is_there(root: 
     assert seen.getvalue().splitlines()[-1].endswith("one and 2")
 
 
+@pytest.mark.parametrize("name", ["", "edgemail", "edgemail.qmgr"])
+def test_who_else_listens_hears_every_line(root: logging.Logger, name: str) -> None:
+    stream, seen = io.StringIO(), io.StringIO()
+    log.start(stream=stream)
+    logger, other = logging.getLogger("edgemail.qmgr"), logging.StreamHandler(seen)
+    logging.getLogger(name).addHandler(other)
+    try:
+        logger.info("%s: removed", "0000002A")
+    finally:
+        logging.getLogger(name).removeHandler(other)
+    logger.info("heard by us alone")
+    assert seen.getvalue() == "0000002A: removed\n"
+    assert [line.partition("]: ")[2] for line in stream.getvalue().splitlines()] == [
+        "0000002A: removed",
+        "heard by us alone",
+    ]
+
+
 def test_the_second_that_is_kept_is_the_records_own() -> None:
     form = Formatter(host="h")
     first, second = (form.format(record("x", created=1_795_256_549.9 + late)) for late in (0.0, 0.2))
