@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SIZE = 12 << 30  # bytes of the file, which is sparse
+BUSY_SECONDS = 10.0  # limit: until the last process has let go
 WRITE_US, FLUSH_US, BYTES_PER_SECOND = 1000, 5000, 20_000_000
 SECTOR = 512
 
@@ -62,14 +64,23 @@ def medium(*, slow: bool = False) -> Iterator[Medium]:
             shown.mkdir()
             costs = (str(WRITE_US), str(FLUSH_US), str(BYTES_PER_SECOND))
             run(str(server()), str(image), str(shown), *costs)
-            undo.callback(run, "umount", str(shown))
+            undo.callback(unmount, shown)
             image = shown / "image"
         device = run("losetup", "--show", "--find", str(image)).strip()
         undo.callback(run, "losetup", "--detach", device)
         run("mount", "-o", "noatime", device, str(place))
-        undo.callback(run, "umount", str(place))
+        undo.callback(unmount, place)
         place.chmod(0o755)
         yield Medium(place, device)
+
+
+def unmount(place: Path) -> None:
+    """Take a file system away, when the last process of a system that was stopped has let go of it."""
+    until = time.monotonic() + BUSY_SECONDS
+    while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode != 0:
+        if time.monotonic() > until:
+            run("umount", str(place))
+        time.sleep(0.1)
 
 
 def run(*command: str) -> str:
