@@ -27,7 +27,7 @@ def value(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]: ...
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(cls: type[T] | None = None, /, *, kw_only: bool = False) -> type[T] | Callable[[type[T]], type[T]]:
-    """The class as a value: compared, hashed and shown by its fields; `dataclasses.replace` makes another one."""
+    """The class as a value: compared, hashed and shown by its fields; `changed` makes another one."""
     return _made(cls, kw_only=False) if cls is not None else partial(_made, kw_only=kw_only)
 
 

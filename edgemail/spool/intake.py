@@ -26,6 +26,7 @@ from typing import Final, Protocol
 from edgemail.envelope import Envelope, queue_id
 from edgemail.errors import SpoolError
 from edgemail.spool import layout
+from edgemail.spool.job import Fate
 from edgemail.spool.layout import Head
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
@@ -38,9 +39,6 @@ SMALL_BYTES: Final = 65_536  # limit: of a message that may use SMALL_ROOM
 SMALL_ROOM: Final = 2 << 20  # limit: bytes kept for small messages when big ones have taken POOL_BYTES
 MESSAGE_CHUNKS: Final = 16  # limit: chunks of one message on their way to the disk before its session waits
 LEAST_PAGES: Final = 1  # a chunk sent early is at least this many pages
-
-
-Fate = list[SpoolError]
 
 
 class Sink(Protocol):

@@ -12,6 +12,8 @@ from edgemail.errors import SpoolError
 from edgemail.spool.environment import Transaction
 from edgemail.spool.journal_layout import Entry
 
+Fate = list[SpoolError]  # shared by jobs that stand or fall together: the first failure fails those that come after
+
 
 class Need(Enum):
     """What a job asks of the spool's room."""
@@ -35,7 +37,7 @@ class Job:
     entry: Entry | None = None  # the same for the journal
     touches: tuple[int, ...] = ()  # messages that may stand in the journal and must not, if this is LMDB's job
     last: bool = False  # nothing at all may stand in the journal
-    fate: list[SpoolError] | None = None  # shared by jobs that stand or fall together: the first failure fails the rest
+    fate: Fate | None = None
     result: Any = None
     error: SpoolError | None = None
 

@@ -15,7 +15,8 @@ from edgemail.clock import Clock, ManualClock
 from edgemail.envelope import Envelope
 from edgemail.errors import SpoolDamaged, SpoolError, SpoolFull
 from edgemail.spool import layout
-from edgemail.spool.intake import Fate, Pool, SpoolIntake
+from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.job import Fate
 from edgemail.spool.layout import Head
 from edgemail.spool.records import Tail
 from edgemail.spool.register import first_id

@@ -20,8 +20,8 @@ from edgemail.errors import SpoolDamaged, SpoolError
 from edgemail.reply import Reply
 from edgemail.spool import layout, records
 from edgemail.spool.environment import DATA, MIN_MAP, Environment, Holder, Transaction, holder_of
-from edgemail.spool.intake import Fate, Pool, SpoolIntake
-from edgemail.spool.job import Need
+from edgemail.spool.intake import Pool, SpoolIntake
+from edgemail.spool.job import Fate, Need
 from edgemail.spool.journal import Journal
 from edgemail.spool.journal_file import JournalFile
 from edgemail.spool.journal_layout import LARGEST_BODY, Entry

@@ -38,9 +38,8 @@ def take_up(
         meta, replayed = replay(environment, meta)
     elif meta is None:
         replayed = rescue(environment)
-    clock.passed(
-        meta.wall if meta else replayed.date
-    )  # before anything is dated: a wrong clock must not raise the floor
+    # Before anything is dated: a wrong clock must not raise the floor.
+    clock.passed(meta.wall if meta else replayed.date)
     empty = _empty(environment)
     recovered = None if empty or (meta is not None and meta.clean) else _recover(environment, clock)
     if recovered is not None:

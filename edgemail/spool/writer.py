@@ -26,7 +26,7 @@ from edgemail.counters import Counter, Histogram
 from edgemail.errors import SpoolError, SpoolFull
 from edgemail.spool.environment import Environment, Transaction
 from edgemail.spool.groups import Groups
-from edgemail.spool.job import Job, Need
+from edgemail.spool.job import Fate, Job, Need
 from edgemail.spool.journal import Journal
 from edgemail.spool.journal_layout import Entry
 from edgemail.spool.register import Register
@@ -121,7 +121,7 @@ class Writer:
         entry: Entry | None = None,
         touches: tuple[int, ...] = (),
         last: bool = False,
-        fate: list[SpoolError] | None = None,
+        fate: Fate | None = None,
     ) -> asyncio.Future[T]:
         """Have `steps` done in one of the next transactions. The future gives what it returned, after the barrier.
 

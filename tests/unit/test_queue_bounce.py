@@ -20,7 +20,7 @@ from edgemail.envelope import Address, Disposal, Envelope, Notify, Outcome, Reci
 from edgemail.errors import Kind
 from edgemail.relay.queue import dsn
 from edgemail.reply import Reply
-from edgemail.spool.intake import Fate
+from edgemail.spool.job import Fate
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
 from tests.queue import CONTENT, REFUSED, Rig, disposal, later, local, play, refused, sent, unreachable

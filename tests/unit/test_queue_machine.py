@@ -19,7 +19,7 @@ from edgemail.clock import ManualClock
 from edgemail.envelope import Address, Delivery, Disposal, Envelope, Notify, Outcome, Recipient
 from edgemail.errors import SpoolError
 from edgemail.settings import Settings
-from edgemail.spool.intake import Fate
+from edgemail.spool.job import Fate
 from edgemail.spool.memory import MemorySpool
 from edgemail.spool.records import Tail
 from edgemail.spool.verbs import Change
