@@ -130,6 +130,14 @@ def subjects(relays: Sink) -> list[str]:
     return sorted(re.findall(rb"Subject: ([^\r]*)", one.content)[-1].decode() for one in mine)
 
 
+def sent(machine: Machine, words: str, count: int) -> list[str]:
+    """So many messages handed to the box; their subjects."""
+    subjects = [f"{words} {number}" for number in range(count)]
+    for each in subjects:
+        send(machine, each)
+    return subjects
+
+
 def test_a_good_release_keeps_the_mail(card: Card, releases: Releases, relays: Sink) -> None:
     """Mail that waits before the update leaves after it; mail that comes meanwhile is taken."""
     bundle = releases.good().read_bytes()
@@ -137,9 +145,7 @@ def test_a_good_release_keeps_the_mail(card: Card, releases: Releases, relays: S
     relays.stop()
     with Machine(card) as machine:
         machine.wait_for(READY, 240)
-        waiting = [f"before the update {number}" for number in range(20)]
-        for text in waiting:
-            send(machine, text)
+        waiting = sent(machine, "before the update", 20)
         began = machine.cpu()
         assert give(machine, bundle) == 202
         while progress(machine).get("state") not in ("installing", "installed", None):
@@ -189,15 +195,11 @@ def test_rollback_with_a_full_queue(card: Card, releases: Releases, relays: Sink
     relays.stop()
     with Machine(card) as machine:
         machine.wait_for(READY, 240)
-        before = [f"before the update {number}" for number in range(30)]
-        for text in before:
-            send(machine, text)
+        before = sent(machine, "before the update", 30)
         assert give(machine, bundle) == 202
         machine.wait_for("slot B, 2 tries left", 300)
         machine.greeting(240)
-        meanwhile = [f"by the release that is left {number}" for number in range(10)]
-        for text in meanwhile:
-            send(machine, text)
+        meanwhile = sent(machine, "by the release that is left", 10)
         machine.wait_for("slot A, 2 tries left", 400, times=2)
         machine.wait_for(READY, 240, times=2)
         relays.start()

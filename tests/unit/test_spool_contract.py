@@ -149,7 +149,7 @@ def test_a_cancelled_commit_can_be_made_undone(rig: Make) -> None:
     run(scenario())
 
 
-def test_an_abort_overtakes_a_commit_that_still_waits_for_its_chunks(rig: Make) -> None:
+def test_an_abort_overtakes_a_commit_with_its_chunks(rig: Make) -> None:
     async def scenario() -> None:
         spool = rig().spool
         intake = spool.intake()

@@ -167,9 +167,14 @@ def test_a_batch_has_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run(scenario())
 
 
-def test_a_lazy_change_waits_for_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for company waits until it has some."""
     monkeypatch.setattr("edgemail.spool.writer.LAZY_SECONDS", 3600.0)
 
+
+@pytest.mark.usefixtures("patient")
+def test_a_lazy_change_waits_for_company(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = StoreRig(tmp_path)
         one, two = await keep(rig.store), await keep(rig.store)
@@ -189,9 +194,9 @@ def test_a_lazy_change_waits_for_company(tmp_path: Path, monkeypatch: pytest.Mon
     run(scenario())
 
 
-def test_a_message_of_some_chunks_needs_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("patient")
+def test_a_message_of_some_chunks_needs_one_commit(tmp_path: Path) -> None:
     """Its chunks wait for its end, but for no longer than a lazy change does."""
-    monkeypatch.setattr("edgemail.spool.writer.LAZY_SECONDS", 3600.0)
 
     async def scenario() -> None:
         rig = StoreRig(tmp_path)
@@ -208,9 +213,8 @@ def test_a_message_of_some_chunks_needs_one_commit(tmp_path: Path, monkeypatch: 
     run(scenario())
 
 
-def test_a_long_message_is_on_its_way_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemail.spool.writer.LAZY_SECONDS", 3600.0)
-
+@pytest.mark.usefixtures("patient")
+def test_a_long_message_is_on_its_way_while_it_comes(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = StoreRig(tmp_path)
         await keep(rig.store)
